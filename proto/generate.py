@@ -49,7 +49,7 @@ def generate_grpcio(target: Path) -> None:
     run_protoc(files, f"--python_out={target}", f"--mypy_out=quiet:{target}")
     run_protoc(services, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,async_only:{target}")
     for directory in {parent for file in target.rglob("*.py") for parent in file.relative_to(target).parents}:
-        if directory != Path("."):
+        if directory != Path():
             (target / directory / "__init__.py").touch()
     (target / "lurus" / "py.typed").touch()
 

@@ -1,0 +1,108 @@
+"""The bus: one JetStream stream of usage events, declared here and nowhere else."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import nats
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import NotFoundError
+
+log = logging.getLogger(__name__)
+
+STREAM_NAME = "USAGE"
+SUBJECT_PREFIX = "lurus.v1.usage"
+SUBJECTS = f"{SUBJECT_PREFIX}.>"
+DAY_SECONDS = 86_400
+CONNECT_SECONDS = 2
+RECONNECT_SECONDS = 0.2
+PUBLISH_SECONDS = 5.0
+
+# `discard: new` refuses to publish when full, where the default would delete
+# unread money. The window is an optimisation; the ledger's key is the guarantee.
+STREAM = StreamConfig(
+    name=STREAM_NAME,
+    subjects=[SUBJECTS],
+    retention=RetentionPolicy.LIMITS,
+    storage=StorageType.FILE,
+    discard=DiscardPolicy.NEW,
+    max_age=14 * DAY_SECONDS,
+    max_bytes=8 * 1024**3,
+    duplicate_window=600,
+    deny_delete=True,
+    deny_purge=True,
+    num_replicas=1,
+)
+# What must agree for a stream made by others; the rest is the operator's choice.
+_CHECKED = ("subjects", "retention", "storage", "discard", "deny_delete", "deny_purge")
+
+
+class StreamMismatch(Exception):
+    """The stream exists and is not what this program relies on."""
+
+
+async def connect(url: str, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None) -> Client:
+    """Returns a connection that reconnects for ever.
+
+    Args:
+        url: `nats://TOKEN@HOST:PORT`.
+        name: who connects, shown by the server.
+        on_reconnect: called after each reconnect.
+    """
+
+    async def on_error(error: Exception) -> None:
+        log.warning("bus: %s", error or type(error).__name__)
+
+    return await nats.connect(
+        url,
+        name=name,
+        connect_timeout=CONNECT_SECONDS,
+        reconnect_time_wait=RECONNECT_SECONDS,
+        max_reconnect_attempts=-1,
+        allow_reconnect=True,
+        error_cb=on_error,
+        reconnected_cb=on_reconnect,
+        pending_size=8 * 1024 * 1024,
+    )
+
+
+async def ensure_stream(jetstream: JetStreamContext) -> StreamInfo:
+    """Creates the stream if there is none, and checks it if there is.
+
+    Raises:
+        StreamMismatch: names each property that differs.
+    """
+    try:
+        found = await jetstream.stream_info(STREAM_NAME)
+    except NotFoundError:
+        return await jetstream.add_stream(STREAM)
+    problems = [
+        f"{name} is {getattr(found.config, name)!r}, must be {getattr(STREAM, name)!r}"
+        for name in _CHECKED
+        if getattr(found.config, name) != getattr(STREAM, name)
+    ]
+    if problems:
+        raise StreamMismatch(f"stream {STREAM_NAME}: " + "; ".join(problems))
+    return found
+
+
+def subject_of(event: UsageEvent) -> str:
+    """The subject of an event. Account ids hold no dot, so it has a fixed depth."""
+    return f"{SUBJECT_PREFIX}.{event.account_id}"
+
+
+async def publish(jetstream: JetStreamContext, request_id: str, subject: str, payload: bytes) -> PubAck:
+    """Publishes an event and waits until the stream has it.
+
+    Raises:
+        NatsError: if it could not be stored; it may have been all the same.
+    """
+    return await jetstream.publish(
+        subject, payload, timeout=PUBLISH_SECONDS, stream=STREAM_NAME, headers={"Nats-Msg-Id": request_id}
+    )
+
+
+__all__ = ["STREAM_NAME", "NatsError", "StreamMismatch", "connect", "ensure_stream", "publish", "subject_of"]

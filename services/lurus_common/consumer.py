@@ -1,0 +1,203 @@
+"""Reads usage events from the bus in batches, at least once, for a durable consumer.
+
+The effect of a batch is one call of `handle`, which must be idempotent by
+request id; the ack comes after it. An event that cannot be read, or that the
+store refuses as data, is parked by `park` and terminated, so that its
+neighbours go on. Everything else (a store that is away) is tried again for
+ever: that is not the message's fault.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from prometheus_client import Counter, Gauge
+from protovalidate import Validator
+
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common import bus
+from lurus_common.errors import InvalidRequest
+from lurus_common.rpc import check_rules
+
+log = logging.getLogger(__name__)
+
+BATCH_EVENTS = 200
+FETCH_SECONDS = 1.0
+ACK_WAIT_SECONDS = 30
+MAX_ACK_PENDING = 2000
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 5.0
+
+CONSUMED = Counter("lurus_consumed_events", "Usage events whose effect is committed.", ["consumer"])
+REDELIVERED = Counter("lurus_redelivered_events", "Usage events that came more than once.", ["consumer"])
+PARKED = Counter("lurus_parked_events", "Usage events that were set aside for a person.", ["consumer"])
+LAG = Gauge(
+    "lurus_consumer_lag_events", "Usage events on the bus that this consumer has not committed.", ["consumer"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """An event that cannot be processed, as it came."""
+
+    stream_sequence: int
+    subject: str
+    payload: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    event: UsageEvent
+    message: Msg
+
+
+Handle = Callable[[Sequence[UsageEvent]], Awaitable[None]]
+Park = Callable[[ParkedEvent], Awaitable[None]]
+
+
+class UsageConsumer:
+    """One durable consumer of the usage stream.
+
+    Args:
+        jetstream: of a connection that reconnects.
+        durable: its name on the bus, the same in every process of the service.
+        handle: commits a batch, in one transaction.
+        park: keeps an event for a person; idempotent by stream sequence.
+        data_errors: what `handle` raises if an event is at fault, not the store.
+    """
+
+    def __init__(
+        self,
+        jetstream: JetStreamContext,
+        durable: str,
+        handle: Handle,
+        park: Park,
+        data_errors: tuple[type[Exception], ...],
+    ) -> None:
+        self._jetstream = jetstream
+        self._durable = durable
+        self._handle = handle
+        self._park = park
+        self._data_errors = data_errors
+        self._validator = Validator()
+        self._stopping = asyncio.Event()
+        self._consumed = CONSUMED.labels(durable)
+        self._redelivered = REDELIVERED.labels(durable)
+        self._parked = PARKED.labels(durable)
+        self._lag = LAG.labels(durable)
+
+    def stop(self) -> None:
+        """Lets `run` finish the batch at hand and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Consumes until `stop`."""
+        wait_seconds = FIRST_RETRY_SECONDS
+        while not self._stopping.is_set():
+            try:
+                await self._consume()
+            except (NatsError, OSError) as error:
+                log.warning("%s: the bus is away (%s)", self._durable, error or type(error).__name__)
+            except Exception:
+                log.exception("%s: a batch failed; it comes again", self._durable)
+            else:
+                continue
+            await self._pause(wait_seconds)
+            wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _consume(self) -> None:
+        subscription = await self._subscribe()
+        try:
+            while not self._stopping.is_set():
+                messages = await self._fetch(subscription)
+                if messages:
+                    await self._process(messages)
+                    self._lag.set(messages[-1].metadata.num_pending)
+        finally:
+            await subscription.unsubscribe()
+
+    async def _subscribe(self) -> JetStreamContext.PullSubscription:
+        config = ConsumerConfig(
+            durable_name=self._durable,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_SECONDS,
+            max_ack_pending=MAX_ACK_PENDING,
+            max_deliver=-1,
+            filter_subject=bus.SUBJECTS,
+        )
+        await bus.ensure_stream(self._jetstream)
+        return await self._jetstream.pull_subscribe(
+            bus.SUBJECTS, self._durable, stream=bus.STREAM_NAME, config=config
+        )
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+        try:
+            return await subscription.fetch(BATCH_EVENTS, timeout=FETCH_SECONDS)
+        except TimeoutError:
+            await self._check_consumer()
+            return []
+
+    async def _check_consumer(self) -> None:
+        """An idle fetch looks the same when the bus has lost the consumer: find out, and start over."""
+        info = await self._jetstream.consumer_info(bus.STREAM_NAME, self._durable)
+        self._lag.set((info.num_pending or 0) + (info.num_ack_pending or 0))
+
+    async def _process(self, messages: Sequence[Msg]) -> None:
+        deliveries = [delivery for message in messages if (delivery := await self._read(message))]
+        try:
+            await self._commit(sorted(deliveries, key=lambda delivery: delivery.event.request_id))
+        except Exception:
+            for delivery in deliveries:
+                await delivery.message.nak(delay=FIRST_RETRY_SECONDS)
+            raise
+
+    async def _read(self, message: Msg) -> _Delivery | None:
+        if message.metadata.num_delivered > 1:
+            self._redelivered.inc()
+        try:
+            event = UsageEvent.FromString(message.data)
+            check_rules(self._validator, event)
+        except (DecodeError, InvalidRequest) as error:
+            await self._set_aside(message, f"unreadable: {error}")
+            return None
+        return _Delivery(event, message)
+
+    async def _commit(self, deliveries: Sequence[_Delivery]) -> None:
+        """Commits a batch; if an event is at fault, halves find it."""
+        if not deliveries:
+            return
+        try:
+            await self._handle([delivery.event for delivery in deliveries])
+        except self._data_errors as error:
+            if len(deliveries) == 1:
+                await self._set_aside(deliveries[0].message, f"refused: {type(error).__name__}: {error}")
+                return
+            middle = len(deliveries) // 2
+            await self._commit(deliveries[:middle])
+            await self._commit(deliveries[middle:])
+            return
+        for delivery in deliveries:
+            await delivery.message.ack()
+        self._consumed.inc(len(deliveries))
+
+    async def _set_aside(self, message: Msg, reason: str) -> None:
+        log.error("%s: event %s parked: %s", self._durable, message.metadata.sequence.stream, reason)
+        parked = ParkedEvent(message.metadata.sequence.stream, message.subject, message.data, reason[:1000])
+        await self._park(parked)
+        await message.term()
+        self._parked.inc()
