@@ -4,12 +4,13 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import nats
-from lurus.usage.v1.usage_pb2 import UsageEvent
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from nats.js.errors import NotFoundError
+
+from lurus.usage.v1.usage_pb2 import UsageEvent
 
 log = logging.getLogger(__name__)
 
