@@ -1,0 +1,399 @@
+"""The connection guard: what uvicorn lacks between the socket and the application.
+
+uvicorn has no deadline for a request that never becomes complete, and httptools
+is lenient about `Host`, sizes and transfer codings. ASGI sees neither, since an
+unfinished request never reaches the application. A running response is never
+touched from here: a refusal of what comes behind it waits until it is finished.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from lurus_edge import refusals
+from lurus_edge.refusals import Refusal, Refused
+
+# Chunk heads of one body, beside its payload: enough for 32 MiB in chunks of 256 bytes.
+CHUNK_OVERHEAD_BYTES = 1 << 20
+# Requests read ahead of a running response; what comes behind them is refused.
+PIPELINE_REQUESTS = 100
+FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """What a connection may cost before its request is complete.
+
+    A body has `body_seconds` to become complete, and another such window each
+    time it kept `body_bytes_per_second`: a big body on a slow line passes, a
+    silent one does not.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    body_bytes_per_second: int = 8_000
+    keep_alive_seconds: float = 75.0
+    # How long a client may leave a full send buffer untouched before it is cut.
+    write_stall_seconds: float = 60.0
+    # How long a refused client may go on sending, so that it reads the answer and not a reset.
+    linger_seconds: float = 5.0
+    header_bytes: int = 32 << 10
+    header_count: int = 100
+    url_bytes: int = 8 << 10
+    body_bytes: int = 32 << 20
+
+
+class _Phase(IntEnum):
+    """What the reading side of a connection waits for."""
+
+    IDLE = 0  # another request
+    BUSY = 1  # nothing: the request is complete, its response is not
+    HEAD = 2
+    BODY = 3
+    REFUSED = 4  # the responses before the refusal
+    CLOSING = 5  # the client's own close, after the refusal
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with deadlines, size limits and strict framing.
+
+    The application finds it as `scope["extensions"]["lurus"]["connection"]`.
+
+    Source: RFC 9112 §3.2 (Host), §6 (framing), §9.3.2 (pipelining), §9.6 (close).
+    """
+
+    limits = GuardLimits()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.ws_protocol_class = None
+        # Called when the client is gone. The application that answers sets and clears it: a task
+        # that waits for ASGI's disconnect message costs 10 µs a request, this nothing.
+        self.on_lost: Callable[[], None] | None = None
+        self._extensions: dict[str, Any] = {"lurus": {"connection": self}}
+        self.url = b""
+        self._answering: RequestResponseCycle | None = None
+        self._has_begun = False
+        self._phase = _Phase.HEAD
+        self._armed_phase: _Phase | None = None
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._wire_bytes = 0
+        self._body_bytes = 0
+        self._window_bytes = 0
+        # Of an upgrade, until its head has been read again as a plain one.
+        self._plain_head = b""
+        self._reading: RequestResponseCycle | None = None
+        self._refusal: Refusal | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # uvicorn tells the newest request only, which may be one that waits behind the one being answered.
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        for timer in (self._timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._stall_timer = None
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def abort(self) -> None:
+        """Drops the connection, so that the client cannot take the answer so far for a whole one."""
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_stall()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _watch_stall(self) -> None:
+        left_bytes = self.transport.get_write_buffer_size()
+        seconds = self.limits.write_stall_seconds
+        self._stall_timer = self.loop.call_later(seconds, self._cut_if_stalled, left_bytes)
+
+    def _cut_if_stalled(self, left_bytes: int) -> None:
+        """Drops a client that has taken nothing of a full buffer since it was last looked at."""
+        if self.transport.get_write_buffer_size() >= left_bytes:
+            self.transport.abort()
+        else:
+            self._watch_stall()
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase >= _Phase.REFUSED:
+            return
+        self._count(len(data))
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(refusals.reason(error, data))
+        else:
+            self._after_feed()
+
+    def _count(self, received_bytes: int) -> None:
+        self._wire_bytes += received_bytes
+        if self._phase is _Phase.HEAD:
+            self._head_bytes += received_bytes
+        elif self._phase is not _Phase.BODY:
+            self._phase = _Phase.HEAD
+
+    def _feed(self, data: bytes) -> None:
+        """Parses `data`, reading an upgrade as the plain request that it also is.
+
+        httptools takes the body of such a request for the new protocol, so a
+        fresh parser starts over behind its head: Java's client asks for h2c
+        with every POST, and uvicorn alone would read that body as a request.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(self._plain_head)
+            else:
+                return
+
+    def _after_feed(self) -> None:
+        """Checks what the parser keeps for itself, and sets the deadline of a new phase."""
+        limits = self.limits
+        if self._phase is _Phase.HEAD and self._head_bytes > limits.header_bytes + limits.url_bytes:
+            self._refuse(refusals.HEAD_TOO_LARGE)
+        elif self._phase is _Phase.BODY and self._wire_bytes - self._body_bytes > CHUNK_OVERHEAD_BYTES:
+            self._refuse(refusals.BAD_CHUNKS)
+        elif self._armed_phase is not self._phase:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        if self._plain_head:
+            return
+        super().on_message_begin()
+        self._has_begun = True
+        self._phase = _Phase.HEAD
+        self._armed_phase = None
+        self._head_bytes = self._wire_bytes = self._body_bytes = self._window_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        if self._plain_head:
+            return
+        self.url += url
+        if len(self.url) > self.limits.url_bytes:
+            raise Refused(refusals.URL_TOO_LONG)
+
+    def on_headers_complete(self) -> None:
+        if self._plain_head:
+            self._plain_head = b""
+            return
+        self._check_head(self.parser.get_http_version())
+        if len(self.pipeline) >= PIPELINE_REQUESTS:
+            raise Refused(refusals.PIPELINE_FULL)
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._plain_head = _framing(self.headers)
+        # The list belongs to the application now: trailers go into one that nobody reads.
+        self.headers = []
+        self.scope["extensions"] = self._extensions
+        self._reading = self.cycle
+        self._phase = _Phase.BODY
+
+    def _check_head(self, http_version: str) -> None:
+        """Refuses what httptools lets pass: sizes, `Host`, and transfer codings other than chunked."""
+        if http_version not in ("1.1", "1.0"):
+            raise Refused(refusals.BAD_VERSION)
+        host_count = 0
+        header_bytes = 0
+        for name, value in self.headers:
+            header_bytes += len(name) + len(value) + 4
+            if name == b"host":
+                host_count += 1
+            elif name == b"content-length":
+                if int(value) > self.limits.body_bytes:
+                    raise Refused(refusals.BODY_TOO_LARGE)
+            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or http_version == "1.0"):
+                raise Refused(refusals.BAD_FRAMING)
+        if header_bytes > self.limits.header_bytes or len(self.headers) > self.limits.header_count:
+            raise Refused(refusals.HEAD_TOO_LARGE)
+        if host_count > 1 or (host_count == 0 and http_version == "1.1"):
+            raise Refused(refusals.BAD_HOST)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.body_bytes:
+            raise Refused(refusals.BODY_TOO_LARGE)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._plain_head:
+            return
+        super().on_message_complete()
+        self._reading = None
+        self._phase = _Phase.IDLE if self.cycle.response_complete else _Phase.BUSY
+
+    def on_response_complete(self) -> None:
+        """Starts the next request, or the wait for one. Replaces uvicorn's, which arms a timer each time."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._phase is _Phase.REFUSED:
+            self._send_refusal()
+        elif self._reading is not None and self.expect_100_continue and not self._body_bytes:
+            self._linger()  # The client may or may not send the body it asked about.
+        elif self._phase is not _Phase.BODY:
+            self._phase = _Phase.IDLE if self._phase is _Phase.BUSY else self._phase
+            self._arm()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # Deadlines: one timer a connection, which is moved when it fires and not with each request.
+
+    def _arm(self) -> None:
+        """Sets the deadline of the phase that has just begun."""
+        self._armed_phase = self._phase
+        limits = self.limits
+        match self._phase:
+            case _Phase.HEAD:
+                self._wait(limits.head_seconds)
+            case _Phase.BODY:
+                self._wait(limits.body_seconds)
+            case _Phase.IDLE:
+                self._wait(limits.keep_alive_seconds)
+            case _Phase.CLOSING:
+                self._wait(limits.linger_seconds)
+            case _:
+                self._deadline = math.inf
+
+    def _wait(self, seconds: float) -> None:
+        self._deadline = self.loop.time() + seconds
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._deadline > self.loop.time():
+            if self._deadline < math.inf:
+                self._timer = self.loop.call_at(self._deadline, self._on_timer)
+            return
+        if self.transport.is_closing():
+            return
+        match self._phase:
+            case _Phase.IDLE:
+                self.transport.close()
+            case _Phase.CLOSING:
+                self.transport.abort()
+            case _Phase.HEAD:
+                self._on_head_deadline()
+            case _Phase.BODY:
+                self._on_body_deadline()
+
+    def _on_head_deadline(self) -> None:
+        if self._is_answering():
+            self._arm()
+        elif not self._has_begun:
+            self.transport.close()  # Nothing was asked, so nothing is answered.
+        else:
+            self._refuse(refusals.SLOW_HEAD)
+
+    def _on_body_deadline(self) -> None:
+        """Grants another window if the client kept the rate, or if it is we who do not read."""
+        required_bytes = self.limits.body_bytes_per_second * self.limits.body_seconds
+        if self.flow.read_paused or self._body_bytes - self._window_bytes >= required_bytes:
+            self._window_bytes = self._body_bytes
+            self._arm()
+        else:
+            self._refuse(refusals.SLOW_BODY)
+
+    def _is_answering(self) -> bool:
+        return self._answering is not None and not self._answering.response_complete
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Reads no further request, and answers `refusal` after the responses that are still due.
+
+        A request that went wrong in its body is taken from the application,
+        unless its answer has begun: then there can be no second one.
+        """
+        unread, self._reading = self._reading, None
+        self._phase = _Phase.REFUSED
+        self._deadline = math.inf
+        if unread is not None and unread.response_started:
+            if unread.response_complete:
+                self._linger()
+            return
+        self._refusal = refusal
+        if unread is None:
+            is_due = not self._is_answering()
+        else:
+            is_due = not self.pipeline
+            self._withdraw(unread)
+        if is_due:
+            self._send_refusal()
+
+    def _withdraw(self, unread: RequestResponseCycle) -> None:
+        if self.pipeline:
+            self.pipeline.popleft()  # The newest, which is the one being read.
+        else:
+            unread.disconnected = True
+            unread.message_event.set()
+
+    def _send_refusal(self) -> None:
+        if self._refusal is not None:
+            self.transport.write(
+                refusals.response(self._refusal, self.url, self.server_state.default_headers)
+            )
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closes our side and reads on for a moment: a close over unread bytes would reset the answer."""
+        self._phase = _Phase.CLOSING
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._arm()
+        else:
+            self.transport.close()
+
+
+def guarded(limits: GuardLimits) -> type[GuardedProtocol]:
+    """Returns the protocol class for `uvicorn.Config(http=…)`, with `limits` in it."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Returns a request head with nothing but the headers that say how long the body is."""
+    lines = [b"%s: %s\r\n" % header for header in headers if header[0] in FRAMING_HEADERS]
+    return b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n"
