@@ -60,7 +60,7 @@ def reason(error: httptools.HttpParserError, data: bytes) -> Refusal:
     cause = error.__context__
     if isinstance(cause, Refused):
         return cause.refusal
-    return refusals.TLS_SENT if data.startswith(TLS_RECORD) else refusals.MALFORMED
+    return TLS_SENT if data.startswith(TLS_RECORD) else MALFORMED
 
 
 def response(refusal: Refusal, url: bytes, default_headers: list[tuple[bytes, bytes]]) -> bytes:
