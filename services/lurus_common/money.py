@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 NANO_USD_PER_USD = 1_000_000_000
 TOKENS_PER_PRICE_UNIT = 1_000_000
+PPM = 1_000_000
 
 
 @dataclass(slots=True)
@@ -46,8 +47,8 @@ class Price:
     output: int = 0
 
 
-def cost(tokens: Tokens, price: Price) -> int:
-    """Returns what `tokens` cost, in nano-USD.
+def cost(tokens: Tokens, price: Price, multiplier_ppm: int = PPM) -> int:
+    """Returns what `tokens` cost, in nano-USD, times a factor in millionths.
 
     Rounds up once, at the end, so that many small requests never sum to less
     than their true cost; the excess is under 1 nano-USD per request.
@@ -61,7 +62,7 @@ def cost(tokens: Tokens, price: Price) -> int:
         + tokens.cache_write_12h * price.cache_write_12h
         + tokens.output * price.output
     )
-    return -(-scaled // TOKENS_PER_PRICE_UNIT)
+    return -(-scaled * multiplier_ppm // (TOKENS_PER_PRICE_UNIT * PPM))
 
 
 def require_amount(value: object, name: str) -> int:

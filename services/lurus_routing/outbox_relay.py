@@ -1,0 +1,122 @@
+"""Carries the outbox to the bus, and survives its absence."""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import NoStreamResponseError
+from prometheus_client import Counter, Gauge
+
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common import bus
+from lurus_routing.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+BATCH_EVENTS = 256
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 5.0
+CLEAN_SECONDS = 3600.0
+FLUSH_POLL_SECONDS = 0.02
+
+PUBLISHED = Counter("lurus_published_events", "Usage events that the bus has confirmed.")
+FAILED = Counter("lurus_publish_failures", "Batches of usage events that the bus did not confirm whole.")
+OLDEST = Gauge("lurus_outbox_blocked_seconds", "For how long the bus has taken nothing; 0 if all is well.")
+
+
+class OutboxRelay:
+    """One task: publishes what the outbox has, in order, with the acks gathered."""
+
+    def __init__(self, outbox: Outbox, nats_url: str, worker_id: str) -> None:
+        self._outbox = outbox
+        self._url = nats_url
+        self._worker_id = worker_id
+        self._blocked_since: float | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why events wait, or an empty string."""
+        if self._blocked_since is None:
+            return ""
+        return f"the bus has taken nothing for {time.monotonic() - self._blocked_since:.0f} s"
+
+    async def run(self) -> None:
+        """Publishes until cancelled."""
+        async with AsyncExitStack() as stack:
+            client = await self._connect(stack)
+            wait_seconds = FIRST_RETRY_SECONDS
+            cleaned = time.monotonic()
+            while True:
+                await self._outbox.has_news.wait()
+                self._outbox.has_news.clear()
+                try:
+                    await self._drain(client)
+                    wait_seconds = FIRST_RETRY_SECONDS
+                except (NatsError, OSError, TimeoutError) as error:
+                    self._note_failure(error)
+                    self._outbox.has_news.set()
+                    await asyncio.sleep(wait_seconds)
+                    wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
+                if time.monotonic() - cleaned > CLEAN_SECONDS:
+                    cleaned = time.monotonic()
+                    await self._outbox.forget_old()
+
+    async def flush(self, seconds: float) -> None:
+        """Waits until everything is sent, at most so long."""
+        deadline = time.monotonic() + seconds
+        while self._outbox.unsent_count and time.monotonic() < deadline:  # noqa: ASYNC110  # once, at the end
+            await asyncio.sleep(FLUSH_POLL_SECONDS)
+
+    async def _connect(self, stack: AsyncExitStack) -> Client:
+        while True:
+            try:
+                client = await bus.connect(self._url, self._worker_id)
+                stack.push_async_callback(client.close)
+                return client
+            except (NatsError, OSError, TimeoutError) as error:
+                self._note_failure(error)
+                await asyncio.sleep(MAX_RETRY_SECONDS / 5)
+
+    async def _drain(self, client: Client) -> None:
+        jetstream = client.jetstream()
+        while rows := await self._outbox.unsent(BATCH_EVENTS):
+            events = [(request_id, payload, UsageEvent.FromString(payload)) for request_id, payload in rows]
+            acks = await asyncio.gather(
+                *(
+                    bus.publish(jetstream, request_id, bus.subject_of(event), payload)
+                    for request_id, payload, event in events
+                ),
+                return_exceptions=True,
+            )
+            stored = [
+                row[0] for row, ack in zip(rows, acks, strict=True) if not isinstance(ack, BaseException)
+            ]
+            if stored:
+                await self._outbox.mark_sent(stored)
+                PUBLISHED.inc(len(stored))
+            failures = [ack for ack in acks if isinstance(ack, BaseException)]
+            if failures:
+                await self._raise(client, failures)
+            self._note_success()
+
+    async def _raise(self, client: Client, failures: list[BaseException]) -> None:
+        """A bus that came back empty has no stream: make it, then try again like after any failure."""
+        if any(isinstance(failure, NoStreamResponseError) for failure in failures):
+            await bus.ensure_stream(client.jetstream())
+        raise failures[0]
+
+    def _note_failure(self, error: BaseException) -> None:
+        FAILED.inc()
+        if self._blocked_since is None:
+            self._blocked_since = time.monotonic()
+            log.warning("usage events wait in the outbox: %s", error or type(error).__name__)
+        OLDEST.set(time.monotonic() - self._blocked_since)
+
+    def _note_success(self) -> None:
+        if self._blocked_since is not None:
+            log.info("usage events flow again")
+        self._blocked_since = None
+        OLDEST.set(0)
