@@ -1,0 +1,63 @@
+"""Reads a plain JSON answer as a whole."""
+
+from typing import Final
+
+import msgspec
+
+from lurus_dialects import anthropic, loose, openai_chat, openai_responses
+from lurus_dialects.answer import Answer
+from lurus_dialects.dialect import Dialect
+
+_READERS: Final = {
+    Dialect.ANTHROPIC: anthropic,
+    Dialect.OPENAI_CHAT: openai_chat,
+    Dialect.OPENAI_RESPONSES: openai_responses,
+}
+
+
+class BodyUsage(Answer):
+    """What a plain body says.
+
+    Attributes:
+        is_answer: the body is an answer in the dialect's shape.
+        is_error: the body is an error in the dialect's shape. If neither, the
+            body is not from an API of this dialect, and the caller answers 502.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__(dialect)
+        self.is_answer = False
+        self.is_error = False
+        self.terminal_seen = True
+
+
+def body_usage(dialect: Dialect, body: bytes) -> BodyUsage:
+    """Returns what a plain JSON body of a provider says; never raises."""
+    found = BodyUsage(dialect)
+    value = loose.decode(body)
+    if not isinstance(value, dict):
+        found.broken_event_count += 1
+        return found
+    reader = _READERS[dialect]
+    if reader.is_error_body(value):
+        found.is_error = True
+        found.note_error(body)
+        return found
+    found.is_answer = found.terminal_ok = reader.observe_body(found, value)
+    if not found.is_answer:
+        return found
+    found.response_id = loose.text_of(value, "id")
+    found.response_model = loose.text_of(value, "model")
+    found.final_usage_seen = found.meter.add(_usage_bytes(body, value))
+    return found
+
+
+class _Usage(msgspec.Struct):
+    usage: msgspec.Raw | None = None
+
+
+def _usage_bytes(body: bytes, value: dict[str, object]) -> bytes:
+    try:
+        return bytes(msgspec.json.decode(body, type=_Usage).usage or b"null")
+    except (msgspec.DecodeError, RecursionError):
+        return loose.compact(value.get("usage"))

@@ -1,0 +1,131 @@
+"""Which headers pass, in both directions (wire-contract B3, B4)."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from lurus_dialects.dialect import Dialect
+
+Headers = Iterable[tuple[str, str]]
+
+DEFAULT_ANTHROPIC_VERSION = "2023-06-01"
+MAX_UPSTREAM_REQUEST_ID_CHARACTERS = 256
+
+_HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "http2-settings"}
+)
+_CREDENTIALS: Final = frozenset(
+    {"authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "cookie2", "set-cookie"}
+)
+# They describe the connection, or the body before it was decoded and edited.
+_OF_THE_MESSAGE: Final = frozenset(
+    {
+        "host",
+        "content-length",
+        "content-encoding",
+        "content-md5",
+        "content-digest",
+        "repr-digest",
+        "digest",
+        "accept-encoding",
+    }
+)
+# Whose request it is, is decided by its key alone; where it came from is nobody's business.
+_IDENTITY: Final = frozenset(
+    {
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "x-user-id",
+        "x-user",
+        "x-tenant",
+        "x-tenant-id",
+        "x-account-id",
+        "grpc-timeout",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        # They name the client's own account with the vendor, which is not the one that pays.
+        "openai-organization",
+        "openai-project",
+    }
+)
+_REMOVED: Final = _HOP_BY_HOP | _CREDENTIALS | _OF_THE_MESSAGE | _IDENTITY
+_REMOVED_PREFIXES: Final = ("proxy-", "x-forwarded-", "x-lurus-", "x-original-", "x-envoy-")
+
+_TO_CLIENT: Final = frozenset(
+    {
+        "content-type",
+        "retry-after",
+        "retry-after-ms",
+        "x-should-retry",
+        "x-codex-turn-state",
+        "openai-model",
+        "x-reasoning-included",
+        "x-models-etag",
+        "openai-processing-ms",
+    }
+)
+
+
+def to_upstream(dialect: Dialect, headers: Headers) -> list[tuple[str, str]]:
+    """Returns a client's headers as a provider gets them, names in lower case, without any credential.
+
+    All that is not removed passes, so that headers of tomorrow work. Names are
+    compared with `_` read as `-`. Several `anthropic-beta` lines become one, in
+    order. The caller adds the provider's credential.
+    """
+    given = [(name.lower(), value) for name, value in headers]
+    listed = _listed_by_connection(given)
+    passed: list[tuple[str, str]] = []
+    betas = [value for name, value in given if name == "anthropic-beta" and _is_plain(value)]
+    for name, value in given:
+        normal = name.replace("_", "-")
+        if normal in _REMOVED or normal.startswith(_REMOVED_PREFIXES) or normal in listed:
+            continue
+        if name == "anthropic-beta" or not _is_plain(value):
+            continue
+        passed.append((name, value))
+    if betas:
+        passed.append(("anthropic-beta", ",".join(betas)))
+    names = {name for name, _ in passed}
+    if dialect is Dialect.ANTHROPIC and "anthropic-version" not in names:
+        passed.append(("anthropic-version", DEFAULT_ANTHROPIC_VERSION))
+    if "content-type" not in names:
+        passed.append(("content-type", "application/json"))
+    passed.append(("accept-encoding", "identity"))
+    return passed
+
+
+def to_client(headers: Headers) -> list[tuple[str, str]]:
+    """Returns those of a provider's headers that a client gets, names in lower case.
+
+    The provider's request id becomes `x-lurus-upstream-request-id`. Quotas and
+    organisations in the rest are the gateway's own, not the client's.
+    """
+    given = [(name.lower(), value) for name, value in headers]
+    passed = [(name, value) for name, value in given if name in _TO_CLIENT and _is_plain(value)]
+    if found := upstream_request_id(given):
+        passed.append(("x-lurus-upstream-request-id", found))
+    return passed
+
+
+def upstream_request_id(headers: Headers) -> str:
+    """Returns the provider's own id of a request, printable and cut at 256 characters; empty if none."""
+    found = ""
+    for name, value in headers:
+        if name.lower() in ("request-id", "x-request-id") and value.isascii() and value.isprintable():
+            found = found or value[:MAX_UPSTREAM_REQUEST_ID_CHARACTERS]
+    return found
+
+
+def _listed_by_connection(headers: list[tuple[str, str]]) -> set[str]:
+    values = [value for name, value in headers if name == "connection"]
+    return {item.strip().lower().replace("_", "-") for value in values for item in value.split(",")}
+
+
+def _is_plain(value: str) -> bool:
+    return not any(character in value for character in "\r\n\0")

@@ -1,0 +1,69 @@
+"""Reads JSON that a strict reader refuses, so that odd answers are still counted.
+
+Providers send lone surrogates (a character cut between two events), NaN,
+arguments as objects and texts as lists. The data path decodes strictly, which
+is fast, and comes here only when that fails.
+"""
+
+import json
+from typing import Any, TypeVar, get_args, get_origin
+
+import msgspec
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+def decode(text: bytes) -> Any:
+    """Returns a JSON value; None if the text is none (or is `null`)."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def fit(kind: type[_Struct], value: dict[str, Any]) -> _Struct:
+    """Returns a struct of what fits it in `value`.
+
+    All fields of `kind` are optional. A field of another type becomes None; an
+    object or list in the place of a text becomes its JSON.
+    """
+    fields = msgspec.structs.fields(kind)
+    return kind(
+        **{field.name: _fit_value(get_args(field.type)[0], value.get(field.encode_name)) for field in fields}
+    )
+
+
+def _fit_value(wanted: Any, value: Any) -> Any:
+    if value is None or wanted is type(value) is not dict:
+        return value
+    if wanted is msgspec.Raw:
+        return msgspec.Raw(compact(value))
+    if get_origin(wanted) is list:
+        return (
+            [fit(get_args(wanted)[0], v) for v in value if isinstance(v, dict)]
+            if isinstance(value, list)
+            else None
+        )
+    if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+        return fit(wanted, value) if isinstance(value, dict) else None
+    return compact(value).decode() if wanted is str and isinstance(value, dict | list) else None
+
+
+def compact(value: object) -> bytes:
+    """Returns `value` as ASCII JSON without spaces."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def text_of(value: dict[str, Any], *names: str) -> str:
+    """Returns the texts under `names`, joined; other types count as no text."""
+    return "".join(text for name in names if isinstance(text := value.get(name), str))
+
+
+def objects_in(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Returns the objects of the list under `name`; empty if it is no list."""
+    items = value.get(name)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

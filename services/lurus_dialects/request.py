@@ -1,0 +1,332 @@
+"""Reads what routing needs of a request, and edits its bytes in two places.
+
+A body is never parsed and written again: prompt caches key on bytes, and a
+rewritten thinking block is refused. So the top-level members are located, and
+only the bytes of one value are replaced.
+
+Strictness, decided once for all dialects: UTF-8 without byte order mark, no
+lone surrogates, no NaN or Infinity, nesting as deep as the reader's own limit
+(about 1,000). Numbers that nobody here interprets keep their spelling, `1e999`
+and 5,000 digits included. No message quotes the body.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from lurus_common.errors import InvalidRequest
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.usage import estimated_tokens
+
+MAX_MODEL_CHARACTERS = 512
+MAX_TOKEN_LIMIT = 2**31 - 1
+MAX_SESSION_HINT_CHARACTERS = 1024
+
+Span = tuple[int, int]
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_KEY = re.compile(rb'[ \t\n\r]*"((?:[^"\\]|\\.)*+)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_AFTER_VALUE = re.compile(rb"[ \t\n\r]*([,}])")
+_BYTE_IN_MESSAGE = re.compile(r"\(byte (\d+)\)")
+_INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]{0,18})")
+_FILLED_LIST = re.compile(rb"\[[ \t\n\r]*[^\] \t\n\r]")
+_FILLED_TEXT = re.compile(rb'"[^"]')
+_TEXT_OR_WORD = re.compile(rb'["tfn]')
+_SPACE = b" \t\n\r"
+_MAX_READ_BYTES = 64 * 1024
+_OF_ANOTHER_TYPE: Final = object()
+
+_TOKEN_LIMIT_FIELDS: Final = {
+    Dialect.ANTHROPIC: ("max_tokens",),
+    Dialect.OPENAI_CHAT: ("max_completion_tokens", "max_tokens"),
+    Dialect.OPENAI_RESPONSES: ("max_output_tokens",),
+}
+# What stands in for `input` in a Responses request.
+_INPUT_SUBSTITUTES: Final = ("previous_response_id", "conversation", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What routing needs of a request.
+
+    Attributes:
+        model: the name that the client asked for, printable, up to 512 characters.
+        is_streaming: whether the answer is a stream of events.
+        max_tokens: the client's limit on the output; None if it set none.
+        asks_for_usage: `stream_options.include_usage` is true.
+        has_tools: the request offers at least one tool.
+        user_id, prompt_cache_key, previous_response_id: hints at the session;
+            empty if absent. `user_id` is Anthropic's `metadata.user_id`,
+            `previous_response_id` also `thread.previous_message_id`.
+        body_bytes: size of the body.
+        members: top-level members as they stand in the body.
+        spans: where their values are: offsets of the first byte and behind the last.
+        end: offset of the body's closing brace.
+    """
+
+    dialect: Dialect
+    model: str
+    is_streaming: bool
+    max_tokens: int | None
+    asks_for_usage: bool
+    has_tools: bool
+    user_id: str
+    prompt_cache_key: str
+    previous_response_id: str
+    body_bytes: int
+    members: dict[str, msgspec.Raw]
+    spans: dict[str, Span]
+    end: int
+
+    def estimated_input_tokens(self) -> int:
+        """Returns what the body is taken for: a quarter of its bytes, rounded up."""
+        return estimated_tokens(self.body_bytes)
+
+    def prefix(self) -> bytes:
+        """Returns the bytes that a conversation repeats on every turn: instructions and tools.
+
+        For a keyed hash that stands in for a session id. A chat request's
+        instructions are its first message.
+        """
+        parts = [
+            bytes(self.members[name]) for name in ("system", "instructions", "tools") if name in self.members
+        ]
+        if self.dialect is Dialect.OPENAI_CHAT:
+            messages = msgspec.json.decode(self.members["messages"], type=list[msgspec.Raw])
+            parts.append(bytes(messages[0]))
+        return b"\n".join(parts)
+
+
+def peek(dialect: Dialect, body: bytes) -> Peek:
+    """Returns what routing needs of a request body.
+
+    Raises:
+        InvalidRequest: the body is not JSON, or a field that is interpreted
+            here is missing or malformed; `param` names it.
+    """
+    members, spans, end = _locate(body)
+    model = _model(members)
+    _require_turns(dialect, members)
+    return Peek(
+        dialect=dialect,
+        model=model,
+        is_streaming=_flag(members, "stream"),
+        max_tokens=_token_limit(dialect, members),
+        asks_for_usage=_asks_for_usage(members),
+        has_tools=_is_filled_list(members.get("tools")),
+        user_id=_hint(_object(members, "metadata"), "user_id") if dialect is Dialect.ANTHROPIC else "",
+        prompt_cache_key=_hint(members, "prompt_cache_key"),
+        previous_response_id=_hint(members, "previous_response_id")
+        or _hint(_object(members, "thread"), "previous_message_id"),
+        body_bytes=len(body),
+        members=members,
+        spans=spans,
+        end=end,
+    )
+
+
+def splice_model(body: bytes, peeked: Peek, upstream_model: str) -> bytes:
+    """Returns `body` with another top-level model; the same object if the name is the same."""
+    if upstream_model == peeked.model:
+        return body
+    return _spliced(body, peeked.spans["model"], msgspec.json.encode(upstream_model))
+
+
+def request_include_usage(body: bytes) -> bytes:
+    """Returns a chat body that asks for usage in the stream; the same object if it does already.
+
+    Give it the result of `splice_model`, or the client's own body.
+    """
+    members, spans, end = _locate(body)
+    if _asks_for_usage(members):
+        return body
+    if "stream_options" not in spans:
+        separator = b"," if spans else b""
+        return _spliced(body, (end, end), separator + b'"stream_options":{"include_usage":true}')
+    begin, stop = spans["stream_options"]
+    options = body[begin:stop]
+    return _spliced(body, (begin, stop), _with_usage(options))
+
+
+def _with_usage(options: bytes) -> bytes:
+    if options == b"null":
+        return b'{"include_usage":true}'
+    _, spans, end = _locate(options)
+    if "include_usage" in spans:
+        return _spliced(options, spans["include_usage"], b"true")
+    separator = b"," if spans else b""
+    return _spliced(options, (end, end), separator + b'"include_usage":true')
+
+
+def _spliced(body: bytes, span: Span, value: bytes) -> bytes:
+    return b"".join((body[: span[0]], value, body[span[1] :]))
+
+
+def _locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
+    """Returns the members of the object `body`, where their values are, and where it ends."""
+    members = _decode_members(body)
+    spans: dict[str, Span] = {}
+    position = body.index(b"{") + 1
+    while key := _KEY.match(body, position):
+        name = _key_name(key[1])
+        begin = key.end()
+        stop = begin + len(memoryview(members[name]))
+        after = _AFTER_VALUE.match(body, stop)
+        if after is None or name in spans or not body.startswith(members[name], begin):
+            # A repeated name: the decoder keeps its last value only.
+            return members, *_locate_repeated(body)
+        spans[name] = (begin, stop)
+        position = after.end()
+        if after[1] == b"}":
+            return members, spans, after.start(1)
+    return members, spans, body.rindex(b"}")
+
+
+def _locate_repeated(body: bytes) -> tuple[dict[str, Span], int]:
+    """Locates members one by one, slower; of a repeated name the last value counts, as for most readers."""
+    text = body.decode()
+    scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
+    spans: dict[str, Span] = {}
+    position = body.index(b"{") + 1
+    while key := _KEY.match(body, position):
+        name = _key_name(key[1])
+        if name == "model" and name in spans:
+            raise InvalidRequest("model: the field is repeated", param="model")
+        begin = key.end()
+        try:
+            _, stop_character = scan(text, len(body[:begin].decode()))
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply") from None
+        stop = len(text[:stop_character].encode())
+        spans[name] = (begin, stop)
+        after = _AFTER_VALUE.match(body, stop)
+        if after is None or after[1] == b"}":
+            break
+        position = after.end()
+    return spans, body.rindex(b"}")
+
+
+def _decode_members(body: bytes) -> dict[str, msgspec.Raw]:
+    if not body.strip(_SPACE):
+        raise InvalidRequest("the body is empty")
+    if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise InvalidRequest("the body is not UTF-8 without a byte order mark (byte 0)", byte=0)
+    try:
+        members = _MEMBERS.decode(body)
+        body.decode()
+    except msgspec.ValidationError:
+        raise InvalidRequest("the body is not a JSON object") from None
+    except msgspec.DecodeError as error:
+        found = _BYTE_IN_MESSAGE.search(str(error))
+        offset = int(found[1]) if found else len(body)
+        problem = "is not valid JSON" if found else "ends before its JSON does"
+        raise InvalidRequest(f"the body {problem} (byte {offset})", byte=offset) from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})", byte=error.start) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+    return members
+
+
+def _key_name(literal: bytes) -> str:
+    name: str = msgspec.json.decode(b'"' + literal + b'"') if b"\\" in literal else literal.decode()
+    return name
+
+
+def _model(members: dict[str, msgspec.Raw]) -> str:
+    model = _value(members, "model")
+    if model is None:
+        raise InvalidRequest("model: the field is required", param="model")
+    if (
+        not isinstance(model, str)
+        or not model
+        or len(model) > MAX_MODEL_CHARACTERS
+        or not model.isprintable()
+    ):
+        text = f"must be a text of 1 to {MAX_MODEL_CHARACTERS} printable characters"
+        raise InvalidRequest(f"model: {text}", param="model", maximum=MAX_MODEL_CHARACTERS)
+    return model
+
+
+def _require_turns(dialect: Dialect, members: dict[str, msgspec.Raw]) -> None:
+    name = "input" if dialect is Dialect.OPENAI_RESPONSES else "messages"
+    raw = members.get(name)
+    is_text = name == "input" and raw is not None and _FILLED_TEXT.match(raw) is not None
+    if is_text or _is_filled_list(raw):
+        return
+    if name == "input" and raw is None and any(_is_set(members.get(other)) for other in _INPUT_SUBSTITUTES):
+        return
+    if raw is None:
+        raise InvalidRequest(f"{name}: the field is required", param=name)
+    raise InvalidRequest(f"{name}: must be a list with at least one element", param=name)
+
+
+def _token_limit(dialect: Dialect, members: dict[str, msgspec.Raw]) -> int | None:
+    limit = None
+    for name in _TOKEN_LIMIT_FIELDS[dialect]:
+        raw = members.get(name)
+        if dialect is not Dialect.ANTHROPIC and not _is_set(raw):
+            continue
+        if raw is None:
+            raise InvalidRequest(f"{name}: the field is required", param=name)
+        stated = _limit(dialect, name, bytes(raw))
+        limit = stated if limit is None else limit
+    return limit
+
+
+def _limit(dialect: Dialect, name: str, text: bytes) -> int:
+    # Anthropic's 0 asks for nothing but a warm cache.
+    lowest = 0 if dialect is Dialect.ANTHROPIC else 1
+    value = int(text) if _INTEGER.fullmatch(text) else -1
+    if lowest <= value <= MAX_TOKEN_LIMIT:
+        return value
+    message = f"{name}: must be an integer from {lowest} to {MAX_TOKEN_LIMIT}"
+    raise InvalidRequest(message, param=name, minimum=lowest, maximum=MAX_TOKEN_LIMIT)
+
+
+def _asks_for_usage(members: dict[str, msgspec.Raw]) -> bool:
+    return _flag(_object(members, "stream_options"), "include_usage", "stream_options.include_usage")
+
+
+def _flag(members: dict[str, msgspec.Raw], name: str, param: str | None = None) -> bool:
+    value = _value(members, name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidRequest(f"{param or name}: must be true or false", param=param or name)
+
+
+def _object(members: dict[str, msgspec.Raw], name: str) -> dict[str, msgspec.Raw]:
+    raw = members.get(name)
+    if raw is None or not _is_set(raw):
+        return {}
+    try:
+        return _MEMBERS.decode(raw)
+    except msgspec.ValidationError:
+        raise InvalidRequest(f"{name}: must be an object", param=name) from None
+
+
+def _hint(members: dict[str, msgspec.Raw], name: str) -> str:
+    """Returns a text that hints at the session; another type is the provider's to refuse."""
+    value = _value(members, name)
+    return value[:MAX_SESSION_HINT_CHARACTERS] if isinstance(value, str) else ""
+
+
+def _value(members: dict[str, msgspec.Raw], name: str) -> Any:
+    raw = members.get(name)
+    if raw is None:
+        return None
+    # No value that is read here is large, and the digits of a number are not our concern.
+    if len(memoryview(raw)) > _MAX_READ_BYTES or _TEXT_OR_WORD.match(raw) is None:
+        return _OF_ANOTHER_TYPE
+    return msgspec.json.decode(raw)
+
+
+def _is_set(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw) != b"null"
+
+
+def _is_filled_list(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and _FILLED_LIST.match(raw) is not None

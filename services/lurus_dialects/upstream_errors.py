@@ -1,0 +1,134 @@
+"""What a provider's failure means, and how a client is told.
+
+The wording of a provider's refusal is kept byte for byte: Claude Code repairs
+its request by reading it. What concerns our own credential is never shown.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, Final
+
+from lurus_dialects import anthropic, loose, openai_chat, openai_responses
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.errors import HttpError, error_headers, http_error
+from lurus_dialects.headers import to_client
+
+Headers = Iterable[tuple[str, str]]
+
+MAX_ERROR_BODY_BYTES = 256 * 1024
+
+_IS_ERROR_BODY: Final = {
+    Dialect.ANTHROPIC: anthropic.is_error_body,
+    Dialect.OPENAI_CHAT: openai_chat.is_error_body,
+    Dialect.OPENAI_RESPONSES: openai_responses.is_error_body,
+}
+_CREDENTIAL_STATUSES: Final = frozenset({401, 402, 403})
+_CALLER_STATUSES: Final = frozenset({400, 404, 405, 406, 413, 414, 415, 422, 501})
+_RELAYED_STATUSES: Final = _CALLER_STATUSES | {429}
+# What providers call an account of ours without money, under a status that blames the caller.
+_SPENT_CODES: Final = frozenset(
+    {"insufficient_quota", "billing_error", "billing_not_active", "usage_limit_reached"}
+)
+_SPENT_WORDS: Final = "credit balance is too low"
+
+# Statuses for the errors that a provider reports inside a stream of status 200.
+_STREAM_STATUSES: Final = {
+    "overloaded_error": 529,
+    "server_is_overloaded": 503,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "billing_error": 429,
+    "invalid_request_error": 400,
+    "invalid_prompt": 400,
+    "context_length_exceeded": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "timeout_error": 504,
+}
+
+
+class FailureClass(StrEnum):
+    """What to do after a failed attempt (design §6)."""
+
+    CREDENTIAL = "credential"  # Bench this credential, ask the next candidate.
+    THROTTLE = "throttle"  # Bench for as long as the provider says, ask the next.
+    TRANSIENT = "transient"  # Ask the next; the breaker counts it.
+    MODEL = "model"  # This provider does not have the model; ask the next.
+    CALLER = "caller"  # The request is at fault: return the answer as it is, count nothing.
+
+
+def failure_class(status: int, body: bytes = b"", headers: Headers = ()) -> FailureClass:
+    """Returns what a provider's answer means for routing.
+
+    `status` 0 stands for a connection that failed or timed out. A 2xx comes
+    here if its body was no answer.
+    """
+    error = _error_fields(body)
+    if status in _CREDENTIAL_STATUSES or (400 <= status < 500 and _is_spent(error)):
+        return FailureClass.CREDENTIAL
+    if status in (429, 529) or (status == 503 and any(name.lower() == "retry-after" for name, _ in headers)):
+        return FailureClass.THROTTLE
+    if status in (400, 404) and _is_about_model(error):
+        return FailureClass.MODEL
+    if status == 404 and not error:
+        # Not from an API: the base URL or something before the provider is wrong.
+        return FailureClass.TRANSIENT
+    return FailureClass.CALLER if status in _CALLER_STATUSES else FailureClass.TRANSIENT
+
+
+def stream_error_status(error_body: bytes) -> int:
+    """Returns the HTTP status for an error that came as an event of a stream (`Answer.error_body`)."""
+    error = _error_fields(error_body)
+    for name in ("code", "type"):
+        status = _STREAM_STATUSES.get(loose.text_of(error, name))
+        if status is not None:
+            return status
+    return 502
+
+
+def upstream_error(
+    dialect: Dialect, status: int, headers: Headers, body: bytes, request_id: str
+) -> HttpError:
+    """Returns what the client is told of a provider's error (wire-contract B5).
+
+    Verbatim if it is an error in the dialect's shape that concerns the client;
+    else in our own words, with nothing of the provider's text. `headers` are
+    the provider's; those that a client may see are kept.
+    """
+    if failure_class(status, body, headers) is FailureClass.CREDENTIAL:
+        message = "the provider refused the gateway's credential"
+        return http_error(dialect, "UPSTREAM_CREDENTIAL_REJECTED", message, {}, request_id)
+    kept = [(name, value) for name, value in to_client(headers) if name != "content-type"]
+    if (status in _RELAYED_STATUSES or 500 <= status < 600) and _is_dialect_error(dialect, body):
+        return HttpError(status, [*error_headers(request_id), *kept], body)
+    wrapped = http_error(dialect, "UPSTREAM_FAILED", "the provider failed to answer", {}, request_id)
+    is_server_error = 500 <= status < 600
+    return HttpError(status if is_server_error else wrapped.status, [*wrapped.headers, *kept], wrapped.body)
+
+
+def _is_dialect_error(dialect: Dialect, body: bytes) -> bool:
+    value = loose.decode(body) if len(body) <= MAX_ERROR_BODY_BYTES else None
+    return isinstance(value, dict) and _IS_ERROR_BODY[dialect](value)
+
+
+def _error_fields(body: bytes) -> dict[str, Any]:
+    value = loose.decode(body) if 0 < len(body) <= MAX_ERROR_BODY_BYTES else None
+    error = value.get("error") if isinstance(value, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _is_spent(error: dict[str, Any]) -> bool:
+    words = {loose.text_of(error, "type"), loose.text_of(error, "code")}
+    return bool(words & _SPENT_CODES) or _SPENT_WORDS in loose.text_of(error, "message").lower()
+
+
+def _is_about_model(error: dict[str, Any]) -> bool:
+    if loose.text_of(error, "code") in ("model_not_found", "model_not_supported"):
+        return True
+    is_not_found = loose.text_of(error, "type") == "not_found_error"
+    return is_not_found and loose.text_of(error, "message").lower().startswith("model")
