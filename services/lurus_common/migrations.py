@@ -10,6 +10,9 @@ from pathlib import Path
 
 import asyncpg
 
+# For one file, and for the wait until another starter is done; a pool's own limits are shorter.
+MIGRATION_SECONDS = 60
+
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql\Z")
 
 
@@ -59,7 +62,15 @@ async def migrate(pool: asyncpg.Pool, schema: str, directory: Path) -> int:
     """
     migrations = read_migrations(directory)
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"lurus-migrate-{schema}")
+        await connection.execute(
+            f"SET LOCAL statement_timeout TO '{MIGRATION_SECONDS}s'; "
+            f"SET LOCAL lock_timeout TO '{MIGRATION_SECONDS}s'"
+        )
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext($1))",
+            f"lurus-migrate-{schema}",
+            timeout=MIGRATION_SECONDS,
+        )
         await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
         await connection.execute(
             f'CREATE TABLE IF NOT EXISTS "{schema}".schema_version '
@@ -70,7 +81,7 @@ async def migrate(pool: asyncpg.Pool, schema: str, directory: Path) -> int:
         require_known(applied, len(migrations), schema)
         await connection.execute(f'SET LOCAL search_path TO "{schema}"')
         for migration in migrations[applied:]:
-            await connection.execute(migration.sql)
+            await connection.execute(migration.sql, timeout=MIGRATION_SECONDS)
             await connection.execute(
                 "INSERT INTO schema_version (version, name) VALUES ($1, $2)",
                 migration.version,
