@@ -22,13 +22,14 @@ from protovalidate import Validator
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common import bus
-from lurus_common.errors import InvalidRequest
+from lurus_common.errors import DependencyUnavailable, InvalidRequest
 from lurus_common.rpc import check_rules
 
 log = logging.getLogger(__name__)
 
 BATCH_EVENTS = 200
 FETCH_SECONDS = 1.0
+LINGER_FETCH_SECONDS = 0.05
 ACK_WAIT_SECONDS = 30
 MAX_ACK_PENDING = 2000
 FIRST_RETRY_SECONDS = 0.2
@@ -71,6 +72,8 @@ class UsageConsumer:
         handle: commits a batch, in one transaction.
         park: keeps an event for a person; idempotent by stream sequence.
         data_errors: what `handle` raises if an event is at fault, not the store.
+        batch_events: the most that one call of `handle` gets.
+        linger_seconds: how long a batch that is not full waits for more.
     """
 
     def __init__(
@@ -80,12 +83,17 @@ class UsageConsumer:
         handle: Handle,
         park: Park,
         data_errors: tuple[type[Exception], ...],
+        *,
+        batch_events: int = BATCH_EVENTS,
+        linger_seconds: float = 0.0,
     ) -> None:
         self._jetstream = jetstream
         self._durable = durable
         self._handle = handle
         self._park = park
         self._data_errors = data_errors
+        self._batch_events = batch_events
+        self._linger_seconds = linger_seconds
         self._validator = Validator()
         self._stopping = asyncio.Event()
         self._consumed = CONSUMED.labels(durable)
@@ -105,6 +113,8 @@ class UsageConsumer:
                 await self._consume()
             except (NatsError, OSError) as error:
                 log.warning("%s: the bus is away (%s)", self._durable, error or type(error).__name__)
+            except DependencyUnavailable as error:
+                log.warning("%s: %s; the batch comes again", self._durable, error.message)
             except Exception:
                 log.exception("%s: a batch failed; it comes again", self._durable)
             else:
@@ -146,11 +156,14 @@ class UsageConsumer:
         )
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        try:
-            return await subscription.fetch(BATCH_EVENTS, timeout=FETCH_SECONDS)
-        except TimeoutError:
+        messages = await _fetch_some(subscription, self._batch_events, FETCH_SECONDS)
+        if not messages:
             await self._check_consumer()
-            return []
+        elif self._linger_seconds and len(messages) < self._batch_events:
+            await self._pause(self._linger_seconds)
+            missing = self._batch_events - len(messages)
+            messages += await _fetch_some(subscription, missing, LINGER_FETCH_SECONDS)
+        return messages
 
     async def _check_consumer(self) -> None:
         """An idle fetch looks the same when the bus has lost the consumer: find out, and start over."""
@@ -201,3 +214,13 @@ class UsageConsumer:
         await self._park(parked)
         await message.term()
         self._parked.inc()
+
+
+async def _fetch_some(
+    subscription: JetStreamContext.PullSubscription, count: int, seconds: float
+) -> list[Msg]:
+    """Returns what is there, at most `count`, or an empty list after `seconds` without any."""
+    try:
+        return await subscription.fetch(count, timeout=seconds)
+    except TimeoutError:
+        return []
