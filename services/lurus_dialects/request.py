@@ -100,8 +100,11 @@ class Peek:
         return b"\n".join(parts)
 
 
-def peek(dialect: Dialect, body: bytes) -> Peek:
+def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
     """Returns what routing needs of a request body.
+
+    Args:
+        counts_only: the request asks for a count of its tokens and needs no limit on the output.
 
     Raises:
         InvalidRequest: the body is not JSON, or a field that is interpreted
@@ -114,7 +117,7 @@ def peek(dialect: Dialect, body: bytes) -> Peek:
         dialect=dialect,
         model=model,
         is_streaming=_flag(members, "stream"),
-        max_tokens=_token_limit(dialect, members),
+        max_tokens=None if counts_only else _token_limit(dialect, members),
         asks_for_usage=_asks_for_usage(members),
         has_tools=_is_filled_list(members.get("tools")),
         user_id=_hint(_object(members, "metadata"), "user_id") if dialect is Dialect.ANTHROPIC else "",

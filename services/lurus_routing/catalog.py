@@ -1,0 +1,166 @@
+"""What there is to choose from: providers, models and prices, in memory.
+
+A catalog never changes; `CatalogBuilder` makes a new one when the provider
+service tells of a change.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+
+from lurus.provider.v1.provider_pb2 import Model, Price, Provider, WatchProvidersResponse
+from lurus.usage.v1 import usage_pb2
+from lurus_common.matching import Match, ModelRules
+from lurus_common.money import PPM
+from lurus_common.secrets import SealBroken, unseal
+from lurus_common.settings import Settings
+from lurus_routing.plan import DEFAULT_LEVEL, DEFAULT_WEIGHT, Candidate
+from lurus_routing.pricing import PriceList
+
+log = logging.getLogger(__name__)
+
+MAX_REMEMBERED_MATCHES = 10_000
+
+
+class Catalog:
+    """A whole set of providers, models and prices, with the credentials opened."""
+
+    def __init__(
+        self,
+        providers: Iterable[Provider],
+        models: Iterable[Model],
+        prices: Iterable[Price],
+        settings: Settings,
+        revision: int = 0,
+    ) -> None:
+        self.revision = revision
+        self.models = {model.model_id: model for model in models}
+        self.prices = PriceList(prices)
+        self._settings = settings
+        enabled = [provider for provider in providers if not provider.is_disabled]
+        self._providers = sorted(enabled, key=lambda provider: (provider.level or 1, provider.provider_id))
+        self._rules = {provider.provider_id: ModelRules(provider) for provider in enabled}
+        self._secrets = {provider.provider_id: _open_all(provider, settings) for provider in enabled}
+        self._matches: OrderedDict[tuple[int, str], list[Candidate]] = OrderedDict()
+
+    @property
+    def providers(self) -> list[Provider]:
+        """Enabled providers by level, then id."""
+        return self._providers
+
+    def candidates(self, dialect: int, model: str) -> list[Candidate]:
+        """Returns every enabled credential that serves `model` in `dialect`; any dialect if it is 0."""
+        key = (dialect, model)
+        found = self._matches.get(key)
+        if found is None:
+            found = [
+                candidate for provider in self._providers for candidate in self._of(provider, dialect, model)
+            ]
+            self._matches[key] = found
+            if len(self._matches) > MAX_REMEMBERED_MATCHES:
+                self._matches.popitem(last=False)
+        return found
+
+    def served_names(self) -> dict[str, set[int]]:
+        """Returns the names that clients can ask for, with the dialects in which somebody serves them."""
+        names = {name for provider in self._providers for name in _exact_names(provider)} | set(self.models)
+        served: dict[str, set[int]] = {}
+        for name in sorted(names):
+            for provider in self._providers:
+                if self._rules[provider.provider_id].match(name) and self._secrets[provider.provider_id]:
+                    served.setdefault(name, set()).update(provider.dialects)
+        return served
+
+    def _of(self, provider: Provider, dialect: int, model: str) -> list[Candidate]:
+        if dialect and dialect not in provider.dialects:
+            return []
+        match = self._rules[provider.provider_id].match(model)
+        if match is None:
+            return []
+        secrets = self._secrets[provider.provider_id]
+        return [
+            self._candidate(provider, credential_id, secrets[credential_id], match)
+            for credential_id in secrets
+        ]
+
+    def _candidate(self, provider: Provider, credential_id: str, secret: str, match: Match) -> Candidate:
+        limits, settings = provider.limits, self._settings
+        return Candidate(
+            provider_id=provider.provider_id,
+            credential_id=credential_id,
+            secret=secret,
+            base_url=provider.base_url.rstrip("/"),
+            upstream_model=match.upstream_model,
+            rule=match.rule,
+            level=provider.level or DEFAULT_LEVEL,
+            weight=provider.weight or DEFAULT_WEIGHT,
+            connect_seconds=_seconds(limits.connect_timeout, settings.upstream_connect_seconds),
+            first_event_seconds=_seconds(limits.first_event_timeout, settings.upstream_first_event_seconds),
+            idle_seconds=_seconds(limits.idle_timeout, settings.upstream_idle_seconds),
+            has_stream_options=not provider.quirks.no_stream_options,
+            cost_multiplier_ppm=provider.cost_multiplier_ppm or PPM,
+        )
+
+
+class CatalogBuilder:
+    """Follows the provider service: takes its messages, gives out catalogs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._providers: dict[str, Provider] = {}
+        self._models: dict[str, Model] = {}
+        self._prices: dict[str, Price] = {}
+
+    def take(self, change: WatchProvidersResponse) -> Catalog:
+        """Returns the catalog after a message of `WatchProviders`."""
+        if change.is_snapshot:
+            self._providers, self._models, self._prices = {}, {}, {}
+        self._providers.update({provider.provider_id: provider for provider in change.providers})
+        self._models.update({model.model_id: model for model in change.models})
+        self._prices.update({price.price_id: price for price in change.prices})
+        _remove(self._providers, change.deleted_provider_ids)
+        _remove(self._models, change.deleted_model_ids)
+        _remove(self._prices, change.deleted_price_ids)
+        return Catalog(
+            self._providers.values(),
+            self._models.values(),
+            self._prices.values(),
+            self._settings,
+            change.revision,
+        )
+
+
+def dialect_name(dialect: int) -> str:
+    """Returns `anthropic` for `DIALECT_ANTHROPIC`, and so on."""
+    return usage_pb2.Dialect.Name(usage_pb2.Dialect.ValueType(dialect)).removeprefix("DIALECT_").lower()
+
+
+def _remove(rows: dict[str, Provider] | dict[str, Model] | dict[str, Price], ids: Iterable[str]) -> None:
+    for name in ids:
+        rows.pop(name, None)
+
+
+def _open_all(provider: Provider, settings: Settings) -> Mapping[str, str]:
+    """Returns the enabled credentials' secrets by id; one that cannot be opened is left out, loudly."""
+    key = settings.credential_key_bytes()
+    secrets = {}
+    for credential in provider.credentials:
+        if credential.is_disabled:
+            continue
+        context = f"{provider.provider_id}|{credential.credential_id}"
+        try:
+            secrets[credential.credential_id] = unseal(key, credential.sealed_secret, context)
+        except SealBroken as error:
+            log.error("credential %s is left out: %s", context, error)
+    return secrets
+
+
+def _exact_names(provider: Provider) -> list[str]:
+    names = [*provider.supported_models, *(mapping.model for mapping in provider.model_mappings)]
+    return [name for name in names if "*" not in name]
+
+
+def _seconds(duration: Duration, default: float) -> float:
+    return duration.ToTimedelta().total_seconds() or default

@@ -1,0 +1,98 @@
+"""Who is calling: the key table in memory, and what to do with a key that is not in it."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from lurus.billing.v1.billing_pb2 import KeyGrant
+from lurus_common.errors import AuthenticationUnavailable, DependencyUnavailable, KeyInvalid
+from lurus_common.secrets import is_api_key, key_verifier
+
+UNKNOWN_SECONDS = 2.0
+MAX_UNKNOWN = 10_000
+
+Lookup = Callable[[bytes], Awaitable[KeyGrant | None]]
+
+
+class KeyTable:
+    """All keys by their verifier.
+
+    Args:
+        pepper: of the verifiers.
+        lookup: asks billing for a key that is not in the table yet; returns
+            None if there is none, raises DependencyUnavailable if billing is away.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, pepper: str, lookup: Lookup, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pepper = pepper
+        self._lookup = lookup
+        self._clock = clock
+        self._grants: dict[bytes, KeyGrant] = {}
+        self._by_id: dict[str, KeyGrant] = {}
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self.is_loaded = False
+
+    def replace(self, grants: Iterable[KeyGrant]) -> None:
+        """Takes a whole new table."""
+        self._grants = {}
+        self._by_id = {}
+        self.update(grants)
+        self.is_loaded = True
+
+    def update(self, grants: Iterable[KeyGrant]) -> None:
+        """Takes new and changed keys. A revoked key stays, as revoked."""
+        for grant in grants:
+            self._grants[grant.verifier] = grant
+            self._by_id[grant.key_id] = grant
+            self._unknown.pop(grant.verifier, None)
+
+    def by_id(self, key_id: str) -> KeyGrant | None:
+        """Returns a key of the table."""
+        return self._by_id.get(key_id)
+
+    async def authenticate(self, credentials: Sequence[str]) -> KeyGrant:
+        """Returns the first live key among what a caller presented.
+
+        Raises:
+            KeyInvalid: none is live; the same words for every cause.
+            AuthenticationUnavailable: one is unknown here, and billing cannot be asked.
+        """
+        for credential in credentials:
+            if is_api_key(credential):
+                grant = await self._find(key_verifier(self._pepper, credential))
+                if grant is not None and _is_live(grant):
+                    return grant
+        raise KeyInvalid("the API key is missing, unknown, expired or revoked")
+
+    async def _find(self, verifier: bytes) -> KeyGrant | None:
+        grant = self._grants.get(verifier)
+        if grant is not None or self._is_unknown(verifier):
+            return grant
+        try:
+            grant = await self._lookup(verifier)
+        except DependencyUnavailable as error:
+            raise AuthenticationUnavailable(
+                "the API key cannot be checked now; try again soon", retry_after_seconds=5
+            ) from error
+        if grant is None:
+            self._remember_unknown(verifier)
+        else:
+            self.update([grant])
+        return grant
+
+    def _is_unknown(self, verifier: bytes) -> bool:
+        until = self._unknown.get(verifier)
+        return until is not None and self._clock() < until
+
+    def _remember_unknown(self, verifier: bytes) -> None:
+        self._unknown[verifier] = self._clock() + UNKNOWN_SECONDS
+        self._unknown.move_to_end(verifier)
+        if len(self._unknown) > MAX_UNKNOWN:
+            self._unknown.popitem(last=False)
+
+
+def _is_live(grant: KeyGrant) -> bool:
+    if grant.is_revoked:
+        return False
+    return not grant.HasField("expire_time") or grant.expire_time.ToNanoseconds() > time.time_ns()

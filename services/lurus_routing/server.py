@@ -1,0 +1,114 @@
+"""Builds the routing service: on the wire, or in process for a gateway."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub, BillingServiceStub
+from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub, ProviderServiceStub
+from lurus.routing.v1.routing_pb2_grpc import add_RoutingServiceServicer_to_server
+from lurus_common.inprocess import InProcessChannel, InProcessServer
+from lurus_common.rpc import ErrorInterceptor, open_channel
+from lurus_common.serving import grpc_service
+from lurus_common.settings import Settings
+from lurus_routing.follow import follow_keys, follow_providers, key_lookup, lease_request
+from lurus_routing.keys import KeyTable
+from lurus_routing.leases import Leases
+from lurus_routing.outbox import Outbox
+from lurus_routing.outbox_relay import OutboxRelay
+from lurus_routing.relay import Relay
+from lurus_routing.servicer import RoutingServicer
+from lurus_routing.upstream import open_session
+
+SERVICE = "lurus.routing.v1.RoutingService"
+# These check an API key themselves.
+OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in ("Relay", "StreamChat", "CountTokens", "ListModels"))
+FLUSH_SECONDS = 3.0
+
+
+@asynccontextmanager
+async def routing_server(settings: Settings) -> AsyncIterator[int]:
+    """Serves RoutingService over gRPC; yields its port."""
+    async with _routing(settings) as (servicer, readiness), _wire(settings, servicer, readiness) as port:
+        yield port
+
+
+@asynccontextmanager
+async def routing_in_process(settings: Settings) -> AsyncIterator[tuple[InProcessChannel, int]]:
+    """Gives a channel without a socket, and serves the gRPC port as well; yields both."""
+    async with _routing(settings) as (servicer, readiness), _wire(settings, servicer, readiness) as port:
+        # The token is checked on the wire; in process only the edge calls, which hands keys over.
+        server = InProcessServer([ErrorInterceptor()])
+        add_RoutingServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
+        channel = server.channel()
+        try:
+            yield channel, port
+        finally:
+            await channel.close()
+
+
+def _wire(settings: Settings, servicer: RoutingServicer, readiness: Any) -> Any:
+    return grpc_service(
+        settings,
+        settings.routing_port,
+        [SERVICE],
+        lambda server: add_RoutingServiceServicer_to_server(servicer, server),
+        readiness,
+        open_methods=OPEN_METHODS,
+        for_inference=True,
+        share_port=True,
+    )
+
+
+@asynccontextmanager
+async def _routing(settings: Settings) -> AsyncIterator[tuple[RoutingServicer, Any]]:
+    settings.require("data_dir", "nats_url", "admin_token", "key_pepper", "credential_key")
+    settings.credential_key_bytes()
+    async with AsyncExitStack() as stack:
+        billing_channel = await stack.enter_async_context(
+            open_channel(settings.billing_address, settings.admin_token)
+        )
+        provider_channel = await stack.enter_async_context(
+            open_channel(settings.provider_address, settings.admin_token)
+        )
+        billing: BillingServiceAsyncStub = BillingServiceStub(billing_channel)
+        provider: ProviderServiceAsyncStub = ProviderServiceStub(provider_channel)
+        outbox = await stack.enter_async_context(
+            Outbox(Path(settings.data_dir) / "outbox", settings.worker_id, settings.max_outbox_rows)
+        )
+        publisher = OutboxRelay(outbox, settings.nats_url, settings.worker_id)
+        keys = KeyTable(settings.key_pepper, key_lookup(billing))
+        leases = Leases(lease_request(billing), settings.worker_id, settings.lease_nano_usd)
+        session = await stack.enter_async_context(open_session())
+        relay = Relay(settings, session, keys, leases, outbox)
+        await stack.enter_async_context(
+            _background(
+                follow_keys(billing, keys),
+                follow_providers(provider, relay.take_providers),
+                publisher.run(),
+                relay.keep_checkpoints(),
+            )
+        )
+        stack.push_async_callback(publisher.flush, FLUSH_SECONDS)
+        stack.push_async_callback(leases.hand_back)
+
+        async def readiness() -> dict[str, str]:
+            # A store that is away does not make the data plane unready.
+            problems = {} if relay.catalog else {"providers": "not known yet"}
+            return {**problems, **({"outbox": outbox.problem} if outbox.problem else {})}
+
+        yield RoutingServicer(relay, keys, settings.admin_token), readiness
+
+
+@asynccontextmanager
+async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs loops beside the server; one that fails ends the process, loudly."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in coroutines]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,130 @@
+"""Calls to providers: one pooled HTTP client per worker."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from yarl import URL
+
+from lurus_common.errors import LurusError, UpstreamFailed, UpstreamTimeout
+from lurus_dialects.dialect import Dialect
+from lurus_routing.plan import Candidate
+
+KEEP_ALIVE_SECONDS = 30
+DNS_SECONDS = 60
+MAX_ERROR_BYTES = 64 * 1024
+MAX_BODY_BYTES = 40 * 1024 * 1024
+MAX_HEADER_BYTES = 32 * 1024
+OUR_OWN_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "content-type"})
+
+
+class ConnectionLost(UpstreamFailed):
+    """The connection ended before a status line: the provider may never have seen the request."""
+
+
+@asynccontextmanager
+async def open_session() -> AsyncIterator[ClientSession]:
+    """Gives the client that all calls of a worker share."""
+    connector = TCPConnector(
+        limit=0, limit_per_host=0, ttl_dns_cache=DNS_SECONDS, keepalive_timeout=KEEP_ALIVE_SECONDS
+    )
+    async with ClientSession(
+        connector=connector,
+        timeout=ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=OUR_OWN_HEADERS,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+    ) as session:
+        yield session
+
+
+async def send(
+    session: ClientSession,
+    candidate: Candidate,
+    dialect: Dialect,
+    target: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes,
+    seconds: float,
+) -> ClientResponse:
+    """Posts a request and returns the answer's head, within so many seconds.
+
+    Raises:
+        ConnectionLost: a connection ended before a status line.
+        UpstreamTimeout: the provider did not connect or answer in time.
+        UpstreamFailed: anything else went wrong before a status line.
+    """
+    timeout = ClientTimeout(total=None, sock_connect=candidate.connect_seconds)
+    url = URL(candidate.base_url + target, encoded=True)
+    try:
+        async with asyncio.timeout(seconds):
+            return await session.post(
+                url,
+                data=body,
+                headers=[*headers, credential_header(dialect, candidate.secret)],
+                timeout=timeout,
+                allow_redirects=False,
+            )
+    except TimeoutError as error:
+        raise UpstreamTimeout("the provider did not answer in time") from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            raise UpstreamFailed("the provider cannot be reached") from error
+        raise ConnectionLost("the provider closed the connection") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise UpstreamFailed("the provider's answer is not HTTP") from error
+
+
+def credential_header(dialect: Dialect, secret: str) -> tuple[str, str]:
+    """The header in which providers of a dialect expect the credential."""
+    return ("x-api-key", secret) if dialect is Dialect.ANTHROPIC else ("authorization", f"Bearer {secret}")
+
+
+async def read_body(response: ClientResponse, idle_seconds: float, deadline: float, maximum: int) -> bytes:
+    """Returns a whole body.
+
+    Raises:
+        UpstreamTimeout: it stalled, or did not end until `deadline` (monotonic).
+        UpstreamFailed: it was cut, or is larger than `maximum`.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await read_chunk(response, min(time.monotonic() + idle_seconds, deadline)):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > maximum:
+            raise UpstreamFailed("the provider's answer is too large")
+    return b"".join(chunks)
+
+
+async def read_error(response: ClientResponse, idle_seconds: float) -> bytes:
+    """Returns an error's body, empty if it cannot be had."""
+    try:
+        return await read_body(response, idle_seconds, time.monotonic() + idle_seconds, MAX_ERROR_BYTES)
+    except LurusError:
+        return b""
+
+
+async def read_chunk(response: ClientResponse, until: float) -> bytes:
+    """Returns what has arrived; waits for it until `until` (monotonic); empty at the end.
+
+    Raises:
+        UpstreamTimeout: nothing came in time. What comes later is not lost: ask again.
+        UpstreamFailed: the connection broke.
+    """
+    try:
+        async with asyncio.timeout_at(until):
+            return await response.content.readany()
+    except TimeoutError as error:
+        raise UpstreamTimeout("the provider fell silent") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise UpstreamFailed("the provider's answer broke off") from error
+
+
+def header_pairs(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns headers with lower-case names, in order."""
+    return [(name.lower(), value) for name, value in headers]
