@@ -227,11 +227,25 @@ class RulesInterceptor(HandlerInterceptor):
 
 
 def check_rules(validator: Validator, message: Message) -> None:
-    """Raises InvalidRequest, naming the fields, if `message` breaks the rules of its contract."""
+    """Raises InvalidRequest, naming the fields, if `message` breaks the rules of its contract.
+
+    In a request with an `update_mask`, a field that the resource leaves out
+    breaks no rule: who merges it into the stored one checks the result again.
+    """
     violations = validator.collect_violations(message)
+    if violations and "update_mask" in message.DESCRIPTOR.fields_by_name:
+        violations = [found for found in violations if not _is_left_out(found, message)]
     if violations:
         shown = [_violation_text(violation) for violation in violations[:MAX_VIOLATIONS_SHOWN]]
         raise InvalidRequest("; ".join(shown), param=_violation_path(violations[0]))
+
+
+def _is_left_out(violation: Any, request: Message) -> bool:
+    names = _violation_path(violation).split(".")
+    if len(names) != 2:
+        return False
+    resource = getattr(request, names[0])
+    return all(field.name != names[1] for field, _ in resource.ListFields())
 
 
 def _violation_path(violation: Any) -> str:
