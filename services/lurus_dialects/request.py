@@ -10,7 +10,6 @@ lone surrogates, no NaN or Infinity, nesting as deep as the reader's own limit
 and 5,000 digits included. No message quotes the body.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +21,7 @@ from lurus_dialects.dialect import Dialect
 from lurus_dialects.usage import estimated_tokens
 
 MAX_MODEL_CHARACTERS = 512
+MAX_MEMBERS = 1000
 MAX_TOKEN_LIMIT = 2**31 - 1
 MAX_SESSION_HINT_CHARACTERS = 1024
 
@@ -30,7 +30,8 @@ Span = tuple[int, int]
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KEY = re.compile(rb'[ \t\n\r]*"((?:[^"\\]|\\.)*+)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _AFTER_VALUE = re.compile(rb"[ \t\n\r]*([,}])")
-_BYTE_IN_MESSAGE = re.compile(r"\(byte (\d+)\)")
+# Near the fault: the decoder names the start of a broken word.
+_BYTE_IN_MESSAGE = re.compile(r"\(byte (\d+)\)$")
 _INTEGER = re.compile(rb"-?(?:0|[1-9][0-9]{0,18})")
 _FILLED_LIST = re.compile(rb"\[[ \t\n\r]*[^\] \t\n\r]")
 _FILLED_TEXT = re.compile(rb'"[^"]')
@@ -190,26 +191,37 @@ def _locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
 
 def _locate_repeated(body: bytes) -> tuple[dict[str, Span], int]:
     """Locates members one by one, slower; of a repeated name the last value counts, as for most readers."""
-    text = body.decode()
-    scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
     spans: dict[str, Span] = {}
     position = body.index(b"{") + 1
-    while key := _KEY.match(body, position):
+    for _ in range(MAX_MEMBERS):
+        key = _KEY.match(body, position)
+        if key is None:
+            return spans, body.rindex(b"}")
         name = _key_name(key[1])
         if name == "model" and name in spans:
             raise InvalidRequest("model: the field is repeated", param="model")
-        begin = key.end()
-        try:
-            _, stop_character = scan(text, len(body[:begin].decode()))
-        except RecursionError:
-            raise InvalidRequest("the body is nested too deeply") from None
-        stop = len(text[:stop_character].encode())
-        spans[name] = (begin, stop)
+        stop = _value_end(body, key.end())
+        spans[name] = (key.end(), stop)
         after = _AFTER_VALUE.match(body, stop)
-        if after is None or after[1] == b"}":
-            break
-        position = after.end()
-    return spans, body.rindex(b"}")
+        position = after.end() if after is not None and after[1] == b"," else len(body)
+    raise _too_many_members()
+
+
+def _value_end(body: bytes, begin: int) -> int:
+    """Returns where the value at `begin` ends: what follows it is what the decoder complains of."""
+    try:
+        msgspec.json.decode(memoryview(body)[begin:], type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        if found := _BYTE_IN_MESSAGE.search(str(error)):
+            stop = begin + int(found[1]) - 1  # The decoder has read one byte more.
+            while body[stop - 1] in _SPACE:
+                stop -= 1
+            return stop
+    raise InvalidRequest("the body is not valid JSON")
+
+
+def _too_many_members() -> InvalidRequest:
+    return InvalidRequest(f"the body has more than {MAX_MEMBERS} fields", maximum=MAX_MEMBERS)
 
 
 def _decode_members(body: bytes) -> dict[str, msgspec.Raw]:
@@ -231,6 +243,8 @@ def _decode_members(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})", byte=error.start) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
+    if len(members) > MAX_MEMBERS:
+        raise _too_many_members()
     return members
 
 

@@ -127,6 +127,7 @@ class SseParser:
             self._held, self._large = bytes(self._large), bytearray()
         if self._is_too_large:
             self._held = b""
+            self._small = -1  # So that every later call comes here, and raises.
             if not events:
                 raise self._too_large()
         return events

@@ -49,6 +49,8 @@ _STREAM_STATUSES: Final = {
     "model_not_found": 404,
     "request_too_large": 413,
     "timeout_error": 504,
+    "api_error": 500,
+    "server_error": 500,
 }
 
 
