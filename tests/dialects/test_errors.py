@@ -14,9 +14,8 @@ from lurus_dialects.errors import HttpError, dialect_of_path, http_error
 
 A, C, R = Dialect.ANTHROPIC, Dialect.OPENAI_CHAT, Dialect.OPENAI_RESPONSES
 
-REASONS = [
-    name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys() if not name.endswith("UNSPECIFIED")
-]
+REASONS = [name.removeprefix("ERROR_REASON_") for name in ErrorReason.DESCRIPTOR.values_by_name]
+REASONS.remove("UNSPECIFIED")
 TERMINAL = {
     "INVALID_REQUEST",
     "CONTEXT_TOO_LONG",
@@ -47,6 +46,47 @@ def error_of(dialect: Dialect, reason: str, **metadata: str) -> tuple[int, dict[
     return error.status, json.loads(error.body)["error"], dict(error.headers)
 
 
+class Wire:
+    """Both SDKs, connected to an answer."""
+
+    def __init__(self) -> None:
+        self._error: HttpError | None = None
+        self._call_count = 0
+        transport = httpx2.MockTransport(self._answer)
+        http_client = httpx2.Client(transport=transport)
+        self._anthropic = anthropic.Anthropic(api_key="k", max_retries=1, http_client=http_client)
+        self._openai = openai.OpenAI(api_key="k", max_retries=1, http_client=http_client)
+
+    def raised(
+        self, dialect: Dialect, error: HttpError
+    ) -> tuple[anthropic.APIStatusError | openai.APIStatusError, int]:
+        """Returns what the SDK of `dialect` raises and after how many calls."""
+        self._error, self._call_count = error, 0
+        if dialect is A:
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                self._anthropic.messages.create(
+                    model="m", max_tokens=1, messages=[{"role": "user", "content": "x"}]
+                )
+            return caught.value, self._call_count
+        with pytest.raises(openai.APIStatusError) as openai_caught:
+            self._openai.responses.create(model="m", input="x")
+        return openai_caught.value, self._call_count
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        assert self._error is not None
+        self._call_count += 1
+        headers = [pair for pair in self._error.headers if not pair[0].startswith("retry-after")]
+        return httpx2.Response(
+            self._error.status, headers=[*headers, ("retry-after-ms", "1")], content=self._error.body
+        )
+
+
+@pytest.fixture(scope="module")
+def wire() -> Wire:
+    """Both SDKs, connected to an answer."""
+    return Wire()
+
+
 @pytest.mark.parametrize("dialect", list(Dialect))
 @pytest.mark.parametrize("reason", REASONS)
 class TestEveryReason:
@@ -68,42 +108,14 @@ class TestEveryReason:
         assert (headers.get("x-should-retry") == "false") == (reason in TERMINAL)
         assert not ("retry-after" in headers and "x-should-retry" in headers)
 
-    def test_is_raised_by_the_sdk_and_tried_as_often_as_meant(self, dialect: Dialect, reason: str) -> None:
+    def test_is_raised_by_the_sdk_and_tried_as_often_as_meant(
+        self, dialect: Dialect, reason: str, wire: Wire
+    ) -> None:
         error = http_error(dialect, reason, "what happened", {}, "req_1")
-        raised, call_count = raised_by_sdk(dialect, error)
+        raised, call_count = wire.raised(dialect, error)
         assert raised.status_code == error.status
         assert raised.request_id == "req_1"
         assert call_count == (1 if reason in TERMINAL else 2)
-
-
-def raised_by_sdk(
-    dialect: Dialect, error: HttpError
-) -> tuple[anthropic.APIStatusError | openai.APIStatusError, int]:
-    calls = []
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        calls.append(request)
-        headers = [pair for pair in error.headers if not pair[0].startswith("retry-after")]
-        return httpx2.Response(error.status, headers=[*headers, ("retry-after-ms", "1")], content=error.body)
-
-    transport = httpx2.MockTransport(answer)
-    if dialect is A:
-        with (
-            anthropic.Anthropic(
-                api_key="k", max_retries=1, http_client=anthropic.DefaultHttpxClient(transport=transport)
-            ) as client,
-            pytest.raises(anthropic.APIStatusError) as caught,
-        ):
-            client.messages.create(model="m", max_tokens=1, messages=[{"role": "user", "content": "x"}])
-        return caught.value, len(calls)
-    with (
-        openai.OpenAI(
-            api_key="k", max_retries=1, http_client=openai.DefaultHttpxClient(transport=transport)
-        ) as openai_client,
-        pytest.raises(openai.APIStatusError) as openai_caught,
-    ):
-        openai_client.responses.create(model="m", input="x")
-    return openai_caught.value, len(calls)
 
 
 @pytest.mark.parametrize(

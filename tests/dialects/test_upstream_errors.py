@@ -87,12 +87,19 @@ class TestUpstreamError:
         ("status", "expected"), [(400, 502), (429, 502), (408, 502), (500, 500), (522, 522)]
     )
     @pytest.mark.parametrize(
-        "body", [b"", b"<html>secret", anthropic_error("x", "secret"), b'{"error":"secret"}']
+        ("dialect", "body"),
+        [
+            (C, b""),
+            (A, b"<html>secret"),
+            (R, b'{"error":"secret"}'),
+            (A, openai_error(None, "secret")),
+            (C, b'{"detail":"secret"}'),
+        ],
     )
-    def test_a_foreign_shape_is_wrapped_and_not_shown(self, status: int, expected: int, body: bytes) -> None:
-        error = upstream_error(C, status, [], body, "req_1") if b"type" not in body else None
-        if error is None:
-            error = upstream_error(A, status, [], openai_error(None, "secret"), "req_1")
+    def test_a_foreign_shape_is_wrapped_and_not_shown(
+        self, dialect: Dialect, body: bytes, status: int, expected: int
+    ) -> None:
+        error = upstream_error(dialect, status, [], body, "req_1")
         assert error.status == expected
         assert b"secret" not in error.body and json.loads(error.body)["error"]["message"]
 
@@ -118,7 +125,7 @@ class TestUpstreamError:
         (anthropic_error("rate_limit_error"), 429),
         (openai_error("rate_limit_exceeded"), 429),
         (openai_error("context_length_exceeded"), 400),
-        (openai_error("server_error"), 502),
+        (openai_error("server_error"), 500),
         (b"", 502),
     ],
 )

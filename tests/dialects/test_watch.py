@@ -54,14 +54,15 @@ class TestGoldenStreams:
         assert found(watcher) == GOLDENS[name]
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
-@pytest.mark.parametrize("name", ["anthropic-tools", "openai_chat-text", "openai_responses-text"])
-def test_defect_b2_usage_survives_a_cut_at_every_byte(name: str, line_end: bytes) -> None:
-    stream = recorded(name).replace(b"\n", line_end)
+@pytest.mark.parametrize(
+    "name", ["anthropic-tools", "anthropic-crlf", "openai_chat-text", "openai_responses-text"]
+)
+def test_defect_b2_usage_survives_a_cut_at_every_byte(name: str) -> None:
+    stream = recorded(name)
     for cut in range(len(stream)):
         watcher, released = watch(dialect_of(name), [stream[:cut], stream[cut:]])
         assert released == stream, cut
-        assert found(watcher) == GOLDENS[name], cut
+        assert found(watcher) == GOLDENS[name.replace("crlf", "tools")], cut
 
 
 def test_a_stream_recorded_with_crlf_is_the_same_stream() -> None:
