@@ -29,7 +29,7 @@ def main() -> None:
     widest = "requirements-dev.lock"
     compile_lock("pyproject.toml", widest, ("embedded", "sdk", "build", "dev"))
     compile_lock("pyproject.toml", "requirements.lock", ("embedded", "build"), widest)
-    compile_lock("pyproject.toml", "deploy/requirements.lock", (), widest)
+    compile_lock("pyproject.toml", "deploy/requirements.lock", ("build",), widest)
     subprocess.run(
         [*COMPILE, *OPTIONS, "-", "--constraint", widest, "--output-file", "requirements-uv.lock"],
         input="uv\n",
