@@ -3,11 +3,14 @@
 The effect of a batch is one call of `handle`, which must be idempotent by
 request id; the ack comes after it. An event that cannot be read, or that the
 store refuses as data, is parked by `park` and terminated, so that its
-neighbours go on. Everything else (a store that is away) is tried again for
-ever: that is not the message's fault.
+neighbours go on. Everything else is tried again for ever: a store that is away
+is not the message's fault. After a failure that nobody foresaw batches shrink
+and such events come again later and later, so that one of them that breaks
+`handle` ends up alone and its neighbours go on too.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +37,8 @@ ACK_WAIT_SECONDS = 30
 MAX_ACK_PENDING = 2000
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
+# How long an event that failed unforeseen stays away at most.
+MAX_DELAY_SECONDS = 60.0
 
 CONSUMED = Counter("lurus_consumed_events", "Usage events whose effect is committed.", ["consumer"])
 REDELIVERED = Counter("lurus_redelivered_events", "Usage events that came more than once.", ["consumer"])
@@ -96,6 +101,10 @@ class UsageConsumer:
         self._linger_seconds = linger_seconds
         self._validator = Validator()
         self._stopping = asyncio.Event()
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._fetch_events = batch_events
+        # What an operator has to mend before events are consumed again; empty if nothing.
+        self.problem = ""
         self._consumed = CONSUMED.labels(durable)
         self._redelivered = REDELIVERED.labels(durable)
         self._parked = PARKED.labels(durable)
@@ -107,7 +116,6 @@ class UsageConsumer:
 
     async def run(self) -> None:
         """Consumes until `stop`."""
-        wait_seconds = FIRST_RETRY_SECONDS
         while not self._stopping.is_set():
             try:
                 await self._consume()
@@ -115,12 +123,16 @@ class UsageConsumer:
                 log.warning("%s: the bus is away (%s)", self._durable, error or type(error).__name__)
             except DependencyUnavailable as error:
                 log.warning("%s: %s; the batch comes again", self._durable, error.message)
+            except bus.StreamMismatch as error:
+                self.problem = str(error)
+                log.error("%s: %s", self._durable, error)
             except Exception:
                 log.exception("%s: a batch failed; it comes again", self._durable)
+                self._fetch_events = max(1, self._fetch_events // 2)
             else:
                 continue
-            await self._pause(wait_seconds)
-            wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
+            await self._pause(self._retry_seconds)
+            self._retry_seconds = min(self._retry_seconds * 2, MAX_RETRY_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -137,8 +149,11 @@ class UsageConsumer:
                 if messages:
                     await self._process(messages)
                     self._lag.set(messages[-1].metadata.num_pending)
+                    self._fetch_events = min(self._fetch_events * 2, self._batch_events)
+                self._retry_seconds = FIRST_RETRY_SECONDS
         finally:
-            await subscription.unsubscribe()
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
         config = ConsumerConfig(
@@ -151,17 +166,18 @@ class UsageConsumer:
             filter_subject=bus.SUBJECTS,
         )
         await bus.ensure_stream(self._jetstream)
+        self.problem = ""
         return await self._jetstream.pull_subscribe(
             bus.SUBJECTS, self._durable, stream=bus.STREAM_NAME, config=config
         )
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        messages = await _fetch_some(subscription, self._batch_events, FETCH_SECONDS)
+        messages = await _fetch_some(subscription, self._fetch_events, FETCH_SECONDS)
         if not messages:
             await self._check_consumer()
-        elif self._linger_seconds and len(messages) < self._batch_events:
+        elif self._linger_seconds and len(messages) < self._fetch_events:
             await self._pause(self._linger_seconds)
-            missing = self._batch_events - len(messages)
+            missing = self._fetch_events - len(messages)
             messages += await _fetch_some(subscription, missing, LINGER_FETCH_SECONDS)
         return messages
 
@@ -171,12 +187,14 @@ class UsageConsumer:
         self._lag.set((info.num_pending or 0) + (info.num_ack_pending or 0))
 
     async def _process(self, messages: Sequence[Msg]) -> None:
-        deliveries = [delivery for message in messages if (delivery := await self._read(message))]
         try:
+            deliveries = [delivery for message in messages if (delivery := await self._read(message))]
             await self._commit(sorted(deliveries, key=lambda delivery: delivery.event.request_id))
+        except (DependencyUnavailable, NatsError, OSError):
+            await _give_back(messages, lambda _: FIRST_RETRY_SECONDS)
+            raise
         except Exception:
-            for delivery in deliveries:
-                await delivery.message.nak(delay=FIRST_RETRY_SECONDS)
+            await _give_back(messages, _delay_seconds)
             raise
 
     async def _read(self, message: Msg) -> _Delivery | None:
@@ -214,6 +232,19 @@ class UsageConsumer:
         await self._park(parked)
         await message.term()
         self._parked.inc()
+
+
+async def _give_back(messages: Sequence[Msg], delay: Callable[[Msg], float]) -> None:
+    """Lets the bus deliver again what is neither committed nor parked, sooner than after `ack_wait`."""
+    with contextlib.suppress(NatsError, OSError):
+        for message in messages:
+            if not message.is_acked:
+                await message.nak(delay=delay(message))
+
+
+def _delay_seconds(message: Msg) -> float:
+    doublings = min(message.metadata.num_delivered - 1, 16)
+    return min(FIRST_RETRY_SECONDS * 2.0**doublings, MAX_DELAY_SECONDS)
 
 
 async def _fetch_some(

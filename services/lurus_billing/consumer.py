@@ -1,0 +1,81 @@
+"""The service's side of the bus: consumes usage into the ledger, and publishes what callers report."""
+
+from collections.abc import Sequence
+
+from nats.aio.client import Client
+
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_billing import ledger
+from lurus_billing.metrics import count_settled
+from lurus_billing.store import DATA_ERRORS, LedgerStore
+from lurus_common import bus
+from lurus_common.consumer import UsageConsumer
+from lurus_common.errors import DependencyUnavailable, InvalidRequest
+
+DURABLE = "billing"
+
+
+class UsageBus:
+    """Connects when the bus is there, at start or later, and settles what comes.
+
+    Args:
+        url: of the bus.
+        store: books the events.
+    """
+
+    def __init__(self, url: str, store: LedgerStore) -> None:
+        self._url = url
+        self._store = store
+        self._client: Client | None = None
+        self._consumer: UsageConsumer | None = None
+
+    async def problems(self) -> dict[str, str]:
+        """What an operator has to mend: a bus that is away mends itself, a wrong stream does not."""
+        problem = self._consumer.problem if self._consumer else ""
+        return {"usage": problem} if problem else {}
+
+    async def run(self) -> None:
+        """Consumes until `stop`; the batch at hand is committed and acknowledged first."""
+        self._client = await bus.connect(self._url, DURABLE)
+        try:
+            jetstream = self._client.jetstream()
+            self._consumer = UsageConsumer(jetstream, DURABLE, self._settle, self._store.park, DATA_ERRORS)
+            await self._consumer.run()
+        finally:
+            await self._client.close()
+
+    def stop(self) -> bool:
+        """Lets `run` return; False if it is still looking for the bus and has to be cancelled."""
+        if self._consumer is None:
+            return False
+        self._consumer.stop()
+        return True
+
+    async def publish(self, event: UsageEvent) -> bool:
+        """Puts an event on the bus; returns whether the bus knew it already.
+
+        Raises:
+            InvalidRequest: if the ledger could not book it.
+            DependencyUnavailable: if the bus is away; the event may be there all the same.
+        """
+        try:
+            ledger.usage_entry(event)
+        except ledger.EventRefused as error:
+            raise InvalidRequest(str(error), param="event") from error
+        if self._client is None or not self._client.is_connected:
+            raise _away()
+        payload = event.SerializeToString()
+        try:
+            ack = await bus.publish(
+                self._client.jetstream(), event.request_id, bus.subject_of(event), payload
+            )
+        except (bus.NatsError, OSError) as error:
+            raise _away() from error
+        return bool(ack.duplicate)
+
+    async def _settle(self, events: Sequence[UsageEvent]) -> None:
+        count_settled(await self._store.settle(events))
+
+
+def _away() -> DependencyUnavailable:
+    return DependencyUnavailable("the bus did not answer; report the same event again", dependency="nats")

@@ -1,0 +1,102 @@
+"""Streams of the key table: whole once, then every change.
+
+PostgreSQL wakes the streams by NOTIFY; a slow poll makes up for a lost
+connection. What they send comes from the table, in the order of revisions, so
+a wake-up too many or too few loses nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from lurus.billing.v1 import billing_pb2 as pb
+from lurus_billing.key_store import CHANNEL, START, KeyStore
+from lurus_common import postgres
+from lurus_common.errors import LurusError, Overloaded
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+RETRY_SECONDS = 0.5
+
+
+class KeyWatch:
+    """Wakes all streams of one process.
+
+    Args:
+        pool: one of its connections listens, for as long as the process runs.
+        keys: where the changes come from.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, keys: KeyStore) -> None:
+        self._pool = pool
+        self._keys = keys
+        self._changed = asyncio.Event()
+        self._is_closing = False
+
+    async def run(self) -> None:
+        """Listens until cancelled; a connection that fails is replaced."""
+        while True:
+            try:
+                await self._listen()
+            except LurusError as error:
+                log.warning("key changes are polled: %s", error.message)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def close(self) -> None:
+        """Ends all streams."""
+        self._is_closing = True
+        self._wake()
+
+    async def responses(self) -> AsyncIterator[pb.WatchKeysResponse]:
+        """Yields the key table in pages, the first of them as a snapshot, then changes as they come.
+
+        Raises:
+            Overloaded: when the service stops.
+            DependencyUnavailable: if PostgreSQL is away.
+        """
+        position, is_snapshot = START, True
+        while not self._is_closing:
+            # Taken before the read, so that a change during it ends the wait.
+            changed = self._changed
+            grants, position = await self._keys.grants_after(position)
+            if grants or is_snapshot:
+                yield pb.WatchKeysResponse(revision=position[0], is_snapshot=is_snapshot, grants=grants)
+                is_snapshot = False
+            if not grants:
+                await _wait(changed)
+        raise Overloaded("the service is stopping; watch another one")
+
+    async def _listen(self) -> None:
+        async with postgres.connection(self._pool) as connection, _listening(connection, self._heard):
+            while True:
+                self._wake()
+                await asyncio.sleep(POLL_SECONDS)
+                await connection.execute("SELECT 1")
+
+    def _heard(self, *_: object) -> None:
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+async def _wait(changed: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(POLL_SECONDS):
+            await changed.wait()
+    except TimeoutError:
+        pass
+
+
+@asynccontextmanager
+async def _listening(connection: postgres.Connection, heard: object) -> AsyncIterator[None]:
+    await connection.add_listener(CHANNEL, heard)
+    try:
+        yield
+    finally:
+        await connection.remove_listener(CHANNEL, heard)

@@ -1,0 +1,106 @@
+"""Builds and serves the billing service."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from lurus.billing.v1.billing_pb2 import DESCRIPTOR
+from lurus.billing.v1.billing_pb2_grpc import add_BillingServiceServicer_to_server
+from lurus_billing.account_store import AccountStore
+from lurus_billing.budget_store import BudgetStore
+from lurus_billing.consumer import UsageBus
+from lurus_billing.key_store import KeyStore
+from lurus_billing.key_watch import KeyWatch
+from lurus_billing.servicer import BillingServicer
+from lurus_billing.store import LedgerStore
+from lurus_common import postgres
+from lurus_common.migrations import migrate
+from lurus_common.serving import grpc_service
+from lurus_common.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "billing"
+SERVICE = DESCRIPTOR.services_by_name["BillingService"].full_name
+MIGRATIONS = Path(__file__).parent / "migrations"
+# A batch of events at hand is given this long to be committed.
+FINISH_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def billing_server(settings: Settings) -> AsyncIterator[int]:
+    """Serves BillingService and consumes usage; yields the gRPC port.
+
+    Waits for PostgreSQL at start, not for the bus: keys are served without it.
+    It stops in order: key streams end, gRPC drains, the batch at hand is
+    committed and acknowledged, connections close.
+
+    Raises:
+        SettingsError: if one of the settings that it needs is missing.
+        StoreUnreachable: if PostgreSQL does not answer for a minute.
+    """
+    settings.require("database_url", "nats_url", "admin_token", "key_pepper")
+    async with _database(settings) as pool:
+        keys, ledger_store = KeyStore(pool), LedgerStore(pool)
+        watch, usage = KeyWatch(pool, keys), UsageBus(settings.nats_url, ledger_store)
+        budgets = BudgetStore(pool, settings.lease_nano_usd, settings.lease_seconds)
+        servicer = BillingServicer(
+            AccountStore(pool), keys, ledger_store, budgets, watch, usage, settings.key_pepper
+        )
+        async with (
+            _consuming(usage),
+            _owned(watch.run(), "key changes"),
+            grpc_service(
+                settings,
+                settings.billing_port,
+                [SERVICE],
+                lambda server: add_BillingServiceServicer_to_server(servicer, server),
+                usage.problems,
+            ) as port,
+        ):
+            with contextlib.closing(watch):
+                yield port
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    pool = await postgres.open_pool(
+        settings.database_url, schema=SCHEMA, max_size=postgres.MAX_CONNECTIONS + 1
+    )
+    try:
+        await migrate(pool, SCHEMA, MIGRATIONS)
+        yield pool
+    finally:
+        await postgres.close_pool(pool)
+
+
+@asynccontextmanager
+async def _consuming(usage: UsageBus) -> AsyncIterator[None]:
+    async with _owned(usage.run(), "usage consumer") as task:
+        try:
+            yield
+        finally:
+            if usage.stop():
+                await asyncio.wait([task], timeout=FINISH_SECONDS)
+
+
+@asynccontextmanager
+async def _owned(work: Coroutine[object, object, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs `work` beside the block and ends it with the block."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception():
+        log.critical("%s ended", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,173 @@
+"""BillingService over gRPC."""
+
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+from lurus.billing.v1 import billing_pb2 as pb
+from lurus.billing.v1.billing_pb2_grpc import BillingServiceServicer
+from lurus_billing import account_store, key_store, leases, ledger
+from lurus_billing.account_store import AccountStore
+from lurus_billing.budget_store import BudgetStore
+from lurus_billing.consumer import UsageBus
+from lurus_billing.key_store import KeyStore
+from lurus_billing.key_watch import KeyWatch
+from lurus_billing.masks import changed_fields
+from lurus_billing.metrics import count_lease
+from lurus_billing.store import LedgerStore
+from lurus_common import secrets
+from lurus_common.errors import InvalidRequest, NotBuiltYet
+from lurus_common.ids import new_id
+
+MAX_ALLOWED_MODELS_BYTES = 64 * 1024
+
+
+class BillingServicer(BillingServiceServicer):
+    """Message in, one call, message out.
+
+    Args:
+        pepper: under which keys are hashed.
+    """
+
+    def __init__(
+        self,
+        accounts: AccountStore,
+        keys: KeyStore,
+        ledger_store: LedgerStore,
+        budgets: BudgetStore,
+        watch: KeyWatch,
+        usage: UsageBus,
+        pepper: str,
+    ) -> None:
+        self._accounts = accounts
+        self._keys = keys
+        self._ledger = ledger_store
+        self._budgets = budgets
+        self._watch = watch
+        self._usage = usage
+        self._pepper = pepper
+
+    async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.GetAccountResponse:
+        return pb.GetAccountResponse(account=await self._accounts.find(request.account_id))
+
+    async def ListAccounts(self, request: pb.ListAccountsRequest, context: Any) -> pb.ListAccountsResponse:
+        return await self._accounts.page(request)
+
+    async def CreateAccount(self, request: pb.CreateAccountRequest, context: Any) -> pb.CreateAccountResponse:
+        account = request.account
+        _require_time_zone(account)
+        account.account_id = account.account_id or new_id("acct")
+        return pb.CreateAccountResponse(account=await self._accounts.create(account))
+
+    async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Any) -> pb.UpdateAccountResponse:
+        _require_time_zone(request.account)
+        fields = changed_fields(request.account, request.update_mask, account_store.CHANGEABLE)
+        return pb.UpdateAccountResponse(account=await self._accounts.update(request.account, fields))
+
+    async def DeleteAccount(self, request: pb.DeleteAccountRequest, context: Any) -> pb.DeleteAccountResponse:
+        closed = pb.Account(account_id=request.account_id, is_closed=True)
+        await self._accounts.update(closed, ["is_closed"])
+        return pb.DeleteAccountResponse()
+
+    async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:
+        key = request.key
+        _require_short_list(key)
+        key.key_id = key.key_id or new_id("key")
+        secret = secrets.new_api_key()
+        verifier = secrets.key_verifier(self._pepper, secret)
+        created, is_new = await self._keys.create(key, verifier, secret[: key_store.SHOWN_CHARACTERS])
+        return pb.CreateKeyResponse(key=created, secret=secret if is_new else "")
+
+    async def GetKey(self, request: pb.GetKeyRequest, context: Any) -> pb.GetKeyResponse:
+        return pb.GetKeyResponse(key=await self._keys.find(request.key_id))
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Any) -> pb.ListKeysResponse:
+        return await self._keys.page(request)
+
+    async def UpdateKey(self, request: pb.UpdateKeyRequest, context: Any) -> pb.UpdateKeyResponse:
+        _require_short_list(request.key)
+        fields = changed_fields(request.key, request.update_mask, key_store.CHANGEABLE)
+        return pb.UpdateKeyResponse(key=await self._keys.update(request.key, fields))
+
+    async def RevokeKey(self, request: pb.RevokeKeyRequest, context: Any) -> pb.RevokeKeyResponse:
+        return pb.RevokeKeyResponse(key=await self._keys.revoke(request.key_id))
+
+    async def LookupKey(self, request: pb.LookupKeyRequest, context: Any) -> pb.LookupKeyResponse:
+        return pb.LookupKeyResponse(grant=await self._keys.grant(request.verifier))
+
+    async def WatchKeys(
+        self, request: pb.WatchKeysRequest, context: Any
+    ) -> AsyncIterator[pb.WatchKeysResponse]:
+        async for response in self._watch.responses():
+            yield response
+
+    async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
+        return await self._budgets.balance(request.account_id)
+
+    async def GetQuota(self, request: pb.GetQuotaRequest, context: Any) -> pb.GetQuotaResponse:
+        return await self._budgets.quota(request.account_id)
+
+    async def UpdateQuota(self, request: pb.UpdateQuotaRequest, context: Any) -> pb.UpdateQuotaResponse:
+        return pb.UpdateQuotaResponse(quota=await self._budgets.set_quota(request.account_id, request.quota))
+
+    async def CreateTransaction(
+        self, request: pb.CreateTransactionRequest, context: Any
+    ) -> pb.CreateTransactionResponse:
+        ledger.require_direction(request)
+        return pb.CreateTransactionResponse(transaction=await self._ledger.move(request))
+
+    async def ListTransactions(
+        self, request: pb.ListTransactionsRequest, context: Any
+    ) -> pb.ListTransactionsResponse:
+        return await self._ledger.transactions(request)
+
+    async def ReportUsage(self, request: pb.ReportUsageRequest, context: Any) -> pb.ReportUsageResponse:
+        return pb.ReportUsageResponse(is_duplicate=await self._usage.publish(request.event))
+
+    async def LeaseQuota(self, request: pb.LeaseQuotaRequest, context: Any) -> pb.LeaseQuotaResponse:
+        lease = await self._budgets.lend(request)
+        count_lease(lease)
+        return lease
+
+    async def CreateReservation(
+        self, request: pb.CreateReservationRequest, context: Any
+    ) -> pb.CreateReservationResponse:
+        _not_built("CreateReservation")
+
+    async def SettleReservation(
+        self, request: pb.SettleReservationRequest, context: Any
+    ) -> pb.SettleReservationResponse:
+        _not_built("SettleReservation")
+
+    async def ReleaseReservation(
+        self, request: pb.ReleaseReservationRequest, context: Any
+    ) -> pb.ReleaseReservationResponse:
+        _not_built("ReleaseReservation")
+
+    async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
+        _not_built("GetReceipt")
+
+    def WatchBudget(
+        self, request: pb.WatchBudgetRequest, context: Any
+    ) -> AsyncIterator[pb.WatchBudgetResponse]:
+        _not_built("WatchBudget")
+
+    async def Reconcile(self, request: pb.ReconcileRequest, context: Any) -> pb.ReconcileResponse:
+        _not_built("Reconcile")
+
+
+def _not_built(method: str) -> NoReturn:
+    raise NotBuiltYet("this method is not built yet", method=method)
+
+
+def _require_time_zone(account: pb.Account) -> None:
+    if not leases.is_time_zone(account.time_zone):
+        raise InvalidRequest("time_zone is not the IANA name of one", param="account.time_zone")
+
+
+def _require_short_list(key: pb.Key) -> None:
+    if sum(len(model.encode()) for model in key.allowed_models) > MAX_ALLOWED_MODELS_BYTES:
+        raise InvalidRequest(
+            "allowed_models is too long in all",
+            param="key.allowed_models",
+            maximum_bytes=MAX_ALLOWED_MODELS_BYTES,
+        )
