@@ -20,7 +20,7 @@ help: ## Shows this list
 up: $(VENV)/.runtime ## Starts the whole mesh here and prints a key and what to type (Ctrl-C stops it)
 	@$(BIN)/lurus up --data-dir $(DATA_DIR) $(ARGS)
 
-test: $(VENV)/.dev ## Installs what is needed and runs all tests on real stores
+test: $(VENV)/.dev $(VENV)/.clients ## Installs what is needed and runs all tests on real stores
 	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generated code, deploy files
@@ -64,4 +64,12 @@ $(VENV)/.runtime: $(VENV)/.uv requirements.lock pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@echo "Installing the development tools (once) ..."
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The Codex CLI, for the tests that drive it; without npm those are skipped and say so.
+$(VENV)/.clients: $(VENV)/.uv tests/clients/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  echo "Installing the command-line clients that tests drive (once) ..."; \
+	  npm ci --prefix tests/clients --silent --no-audit --no-fund || echo "npm failed: tests of the Codex CLI are skipped"; \
+	else echo "npm is not here: tests of the Codex CLI are skipped"; fi
 	@touch $@
