@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
@@ -28,6 +29,8 @@ CLOSE_SECONDS = 3.0
 FAILURES = Counter("lurus_postgres_failures", "Calls that PostgreSQL did not answer.", ["kind"])
 
 Connection: TypeAlias = Any  # a pooled asyncpg connection; the library has no types
+
+_CLOSED = re.compile("clos|released back")
 
 # The server is not there, not ready, or has ended this connection.
 _AWAY = (
@@ -108,8 +111,8 @@ def translated_errors() -> Iterator[None]:
     except (*_AWAY, *_UNABLE) as error:
         raise _unavailable(error) from error
     except asyncpg.InterfaceError as error:
-        # The driver's word for "closed under us"; its other uses are our mistakes.
-        if isinstance(error, ValueError) or "clos" not in str(error):
+        # The driver's words for "closed under us"; its other uses are our mistakes.
+        if isinstance(error, ValueError) or not _CLOSED.search(str(error)):
             raise
         raise _unavailable(error) from error
 
