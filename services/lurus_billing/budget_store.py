@@ -50,7 +50,7 @@ INSERT INTO billing.lease (lease_id, account_id, worker_id, granted_nano_usd, ex
 VALUES ($1, $2, $3, $4, $5::timestamptz + make_interval(secs => $6)) RETURNING expire_time
 """
 # Expired leases stay for a day, for people.
-_FORGET = "DELETE FROM billing.lease WHERE account_id = $1 AND expire_time < $2 - interval '1 day'"
+_FORGET = "DELETE FROM billing.lease WHERE account_id = $1 AND expire_time < $2::timestamptz - interval '1 day'"
 _SET_QUOTA = """
 INSERT INTO billing.quota (account_id, daily_limit_nano_usd, monthly_limit_nano_usd, total_limit_nano_usd)
 VALUES ($1, $2, $3, $4) ON CONFLICT (account_id) DO UPDATE SET
