@@ -81,14 +81,17 @@ def to_upstream(dialect: Dialect, headers: Headers) -> list[tuple[str, str]]:
     given = [(name.lower(), value) for name, value in headers]
     listed = _listed_by_connection(given)
     passed: list[tuple[str, str]] = []
-    betas = [value for name, value in given if name == "anthropic-beta" and _is_plain(value)]
+    betas: list[str] = []
     for name, value in given:
         normal = name.replace("_", "-")
         if normal in _REMOVED or normal.startswith(_REMOVED_PREFIXES) or normal in listed:
             continue
-        if name == "anthropic-beta" or not _is_plain(value):
+        if not _is_plain(value):
             continue
-        passed.append((name, value))
+        if name == "anthropic-beta":
+            betas.append(value)
+        else:
+            passed.append((name, value))
     if betas:
         passed.append(("anthropic-beta", ",".join(betas)))
     names = {name for name, _ in passed}

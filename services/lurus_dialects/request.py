@@ -57,11 +57,11 @@ class Peek:
         model: the name that the client asked for, printable, up to 512 characters.
         is_streaming: whether the answer is a stream of events.
         max_tokens: the client's limit on the output; None if it set none.
-        asks_for_usage: `stream_options.include_usage` is true.
+        asks_for_usage: `stream_options.include_usage` of a chat request is true.
         has_tools: the request offers at least one tool.
         user_id, prompt_cache_key, previous_response_id: hints at the session;
-            empty if absent. `user_id` is Anthropic's `metadata.user_id`,
-            `previous_response_id` also `thread.previous_message_id`.
+            empty if absent. Anthropic states them as `metadata.user_id` and
+            `thread.previous_message_id`.
         body_bytes: size of the body.
         members: top-level members as they stand in the body.
         spans: where their values are: offsets of the first byte and behind the last.
@@ -114,17 +114,19 @@ def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
     members, spans, end = _locate(body)
     model = _model(members)
     _require_turns(dialect, members)
+    is_anthropic = dialect is Dialect.ANTHROPIC
     return Peek(
         dialect=dialect,
         model=model,
         is_streaming=_flag(members, "stream"),
-        max_tokens=None if counts_only else _token_limit(dialect, members),
-        asks_for_usage=_asks_for_usage(members),
+        max_tokens=_token_limit(dialect, members),
+        asks_for_usage=dialect is Dialect.OPENAI_CHAT and _asks_for_usage(members),
         has_tools=_is_filled_list(members.get("tools")),
-        user_id=_hint(_object(members, "metadata"), "user_id") if dialect is Dialect.ANTHROPIC else "",
+        user_id=_hint(_object(members, "metadata"), "user_id") if is_anthropic else "",
         prompt_cache_key=_hint(members, "prompt_cache_key"),
-        previous_response_id=_hint(members, "previous_response_id")
-        or _hint(_object(members, "thread"), "previous_message_id"),
+        previous_response_id=_hint(_object(members, "thread"), "previous_message_id")
+        if is_anthropic
+        else _hint(members, "previous_response_id"),
         body_bytes=len(body),
         members=members,
         spans=spans,

@@ -175,10 +175,19 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("stream", "true"), ("stream", 1), ("stream_options", "x"), ("metadata", [1])],
+        [("stream", "true"), ("stream", 1), ("metadata", [1]), ("thread", 3)],
     )
     def test_wrong_types(self, name: str, value: object) -> None:
         assert refusal(A, request(A, **{name: value})).metadata["param"] == name
+
+    def test_wrong_types_of_stream_options(self) -> None:
+        assert refusal(C, request(C, stream_options="x")).metadata["param"] == "stream_options"
+        odd = refusal(C, request(C, stream_options={"include_usage": 1}))
+        assert odd.metadata["param"] == "stream_options.include_usage"
+
+    def test_fields_of_other_dialects_are_the_providers_to_refuse(self) -> None:
+        assert peek(R, request(R, metadata="x", thread=3)).model == "alias"
+        assert peek(A, request(A, stream_options="x", prompt_cache_key=7)).prompt_cache_key == ""
 
 
 def spliced(body: bytes, model: str, dialect: Dialect = C) -> bytes:
