@@ -18,7 +18,7 @@ from lurus_billing import ledger
 from lurus_billing.ledger import Entry, Posting, Standing
 from lurus_common import postgres
 from lurus_common.consumer import ParkedEvent
-from lurus_common.errors import AlreadyExists, FailedPrecondition, NotFound
+from lurus_common.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.paging import decode_token, encode_token, page_limit
 from lurus_common.postgres import Connection, transaction
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # What `settle` raises if an event is at fault, not the database.
 DATA_ERRORS: tuple[type[Exception], ...] = (
     ledger.EventRefused,
+    InvalidRequest,
     OverflowError,
     asyncpg.DataError,
     asyncpg.CheckViolationError,

@@ -40,6 +40,7 @@ def decode_token(token: str, *types: type) -> list[object] | None:
         values = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=list[str | int])
     except (msgspec.MsgspecError, binascii.Error, ValueError):
         values = []
-    if [type(value) for value in values] != list(types):
+    fits = all(isinstance(value, str) or -(2**63) <= value < 2**63 for value in values)
+    if not fits or [type(value) for value in values] != list(types):
         raise InvalidRequest("page_token is not one that this list returned", param="page_token")
     return list(values)

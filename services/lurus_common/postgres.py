@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import asyncpg
 from prometheus_client import Counter
 
-from lurus_common.errors import DependencyUnavailable
+from lurus_common.errors import DependencyUnavailable, InvalidRequest
 from lurus_common.serving import patiently
 
 log = logging.getLogger(__name__)
@@ -104,10 +104,13 @@ async def close_pool(pool: asyncpg.Pool) -> None:
 def translated_errors() -> Iterator[None]:
     """Turns what the driver raises when PostgreSQL is away, or too slow, into DependencyUnavailable.
 
-    Errors in data or SQL pass as they are.
+    A text that PostgreSQL cannot hold is the caller's fault. Other errors in data or
+    SQL pass as they are.
     """
     try:
         yield
+    except asyncpg.CharacterNotInRepertoireError as error:
+        raise InvalidRequest("a text contains a NUL character") from error
     except (*_AWAY, *_UNABLE) as error:
         raise _unavailable(error) from error
     except asyncpg.InterfaceError as error:

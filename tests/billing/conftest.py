@@ -1,4 +1,4 @@
-"""A database for each module, a bus for each module that wants one, and an audit of the ledger after every test."""
+"""A database for each module, a bus for each that wants one, and an audit of the ledger after every test."""
 
 import secrets
 import uuid
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import lurus_billing
 import pytest
+
+import lurus_billing
+from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1 import usage_pb2
 from lurus_billing.account_store import AccountStore
 from lurus_billing.key_store import KeyStore
@@ -20,37 +22,39 @@ from lurus_common.migrations import migrate
 from lurus_common.settings import Settings
 from lurus_switch.embedded import EmbeddedBackends
 
-from lurus.billing.v1 import billing_pb2 as pb
-
 MIGRATIONS = Path(lurus_billing.__file__).parent / "migrations"
 ADMIN_TOKEN = secrets.token_hex(16)
 PEPPER = secrets.token_hex(16)
 
 AUDIT = """
+WITH entry AS (
+    SELECT debit_account_id AS id, -amount_nano_usd AS change FROM billing.transfer
+    UNION ALL SELECT credit_account_id, amount_nano_usd FROM billing.transfer
+), numbered AS (
+    SELECT *, row_number() OVER w AS number, sum(change) OVER w AS running
+    FROM (
+        SELECT *, CASE WHEN credit_account_id = account_id THEN 1 ELSE -1 END * amount_nano_usd AS change
+        FROM billing.transfer
+    ) t WINDOW w AS (PARTITION BY account_id ORDER BY sequence)
+), used AS (
+    SELECT account_id AS id, sum(amount_nano_usd) AS booked FROM billing.transfer WHERE kind = 1 GROUP BY 1
+), bucketed AS (
+    SELECT account_id AS id, sum(amount_nano_usd) AS counted FROM billing.usage_bucket GROUP BY 1
+)
 SELECT 'the sum over all ledger accounts is ' || sum(balance_nano_usd) FROM billing.ledger_account
 HAVING sum(balance_nano_usd) <> 0
 UNION ALL
-SELECT 'the balance of ' || l.ledger_account_id || ' is not the sum of its transfers'
-FROM billing.ledger_account l
-WHERE l.balance_nano_usd <>
-    (SELECT coalesce(sum(amount_nano_usd), 0) FROM billing.transfer WHERE credit_account_id = l.ledger_account_id)
-  - (SELECT coalesce(sum(amount_nano_usd), 0) FROM billing.transfer WHERE debit_account_id = l.ledger_account_id)
+SELECT 'the balance of ' || ledger_account_id || ' is not the sum of its transfers'
+FROM billing.ledger_account
+WHERE balance_nano_usd <> (SELECT coalesce(sum(change), 0) FROM entry WHERE id = ledger_account_id)
 UNION ALL
 SELECT 'transfer ' || transaction_id || ' has a wrong number or balance_after'
-FROM (
-    SELECT transaction_id, sequence, balance_after_nano_usd,
-        row_number() OVER w AS number,
-        sum(CASE WHEN credit_account_id = account_id THEN amount_nano_usd ELSE -amount_nano_usd END) OVER w AS running
-    FROM billing.transfer WINDOW w AS (PARTITION BY account_id ORDER BY sequence)
-) t WHERE sequence <> number OR balance_after_nano_usd <> running
+FROM numbered WHERE sequence <> number OR balance_after_nano_usd <> running
 UNION ALL
-SELECT 'usage of ' || l.ledger_account_id || ' is not the sum of its buckets or transfers'
-FROM billing.ledger_account l
-WHERE l.ledger_account_id NOT LIKE 'house:%' AND (
-    l.used_nano_usd <> (SELECT coalesce(sum(amount_nano_usd), 0) FROM billing.usage_bucket
-        WHERE account_id = l.ledger_account_id)
-    OR l.used_nano_usd <> (SELECT coalesce(sum(amount_nano_usd), 0) FROM billing.transfer
-        WHERE account_id = l.ledger_account_id AND kind = 1))
+SELECT 'usage of ' || ledger_account_id || ' is not the sum of its buckets or transfers'
+FROM billing.ledger_account LEFT JOIN used ON used.id = ledger_account_id
+    LEFT JOIN bucketed ON bucketed.id = ledger_account_id
+WHERE used_nano_usd <> coalesce(booked, 0) OR used_nano_usd <> coalesce(counted, 0)
 """
 
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
@@ -17,8 +19,6 @@ from lurus_billing.store import LedgerStore
 from lurus_common import postgres
 from lurus_common.errors import FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.ids import new_id
-
-from lurus.billing.v1 import billing_pb2 as pb
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., UsageEvent]
@@ -284,7 +284,9 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def bank(database_url: str, module_pool: asyncpg.Pool, make_event: Make, anyio_backend: str) -> Iterator[_Bank]:
+def bank(
+    database_url: str, module_pool: asyncpg.Pool, make_event: Make, anyio_backend: str
+) -> Iterator[_Bank]:
     loop = asyncio.new_event_loop()
     pool = loop.run_until_complete(postgres.open_pool(database_url, schema="billing", max_size=2))
     yield _Bank(loop, pool, make_event)

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lurus_billing import leases
 from lurus_billing.leases import Cap, Funds, Lease
 

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing import ledger
 from lurus_billing.ledger import Entry, EventRefused, Standing
-
-from lurus.billing.v1 import billing_pb2 as pb
 
 Make = Callable[..., UsageEvent]
 KINDS = [
@@ -22,9 +22,7 @@ KINDS = [
 
 
 def entry(transaction_id: str, body: str = "a", amount: int = -1, account_id: str = "acct_a") -> Entry:
-    return Entry(
-        transaction_id, account_id, pb.TRANSACTION_KIND_USAGE, amount, body.ljust(32).encode()
-    )
+    return Entry(transaction_id, account_id, pb.TRANSACTION_KIND_USAGE, amount, body.ljust(32).encode())
 
 
 class TestSort:
@@ -94,4 +92,7 @@ class TestUsage:
         standings = {name: Standing() for name in ledger.ledger_accounts(entries)}
         buckets = ledger.usage_buckets(ledger.book(entries, standings), now)
         starts = [datetime.fromtimestamp(seconds, UTC) for _, seconds in buckets]
-        assert starts == [datetime(2025, 12, 31, 23, 45, tzinfo=UTC), datetime(2026, 1, 1, 12, 15, tzinfo=UTC)]
+        assert starts == [
+            datetime(2025, 12, 31, 23, 45, tzinfo=UTC),
+            datetime(2026, 1, 1, 12, 15, tzinfo=UTC),
+        ]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import asyncpg
 import pytest
+
+from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.account_store import AccountStore
 from lurus_billing.store import DATA_ERRORS, LedgerStore
 from lurus_common.consumer import ParkedEvent
 from lurus_common.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.ids import new_id
-
-from lurus.billing.v1 import billing_pb2 as pb
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., UsageEvent]
@@ -258,7 +258,9 @@ class TestTransactions:
         self, ledger_store: LedgerStore, account_id: str, fields: dict[str, object], error: type[Exception]
     ) -> None:
         with pytest.raises(error):
-            await ledger_store.transactions(pb.ListTransactionsRequest(**{"account_id": account_id, **fields}))
+            await ledger_store.transactions(
+                pb.ListTransactionsRequest(**{"account_id": account_id, **fields})
+            )
 
 
 class TestPark:

@@ -1,0 +1,430 @@
+"""The billing service over real gRPC, with PostgreSQL and, where said, a bus."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import grpc
+import grpc.aio
+import msgspec
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from lurus.billing.v1 import billing_pb2 as pb
+from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_billing.server import billing_server
+from lurus_common import secrets
+from lurus_common.errors import LurusError
+from lurus_common.ids import new_id
+from lurus_common.rpc import error_of, open_channel
+from lurus_common.settings import Settings, SettingsError
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., UsageEvent]
+# A position that no column holds; msgspec would not write it.
+HUGE_TOKEN = base64.urlsafe_b64encode(b"[%d]" % (2**63)).decode()
+
+
+@asynccontextmanager
+async def stub_of(settings: Settings, token: str | None = None) -> AsyncIterator[Any]:
+    async with billing_server(settings) as port:
+        channel = open_channel(f"127.0.0.1:{port}", settings.admin_token if token is None else token)
+        async with channel:
+            yield BillingServiceStub(channel)
+
+
+@pytest.fixture
+async def stub(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Any]:
+    """The service without a bus."""
+    async with stub_of(settings) as stub:
+        yield stub
+
+
+async def refused(call: Any) -> LurusError:
+    """The failure that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return error_of(caught.value)
+
+
+async def until(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := await check()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def new_account(stub: Any, **fields: Any) -> str:
+    account = pb.Account(**fields)
+    return (await stub.CreateAccount(pb.CreateAccountRequest(account=account))).account.account_id
+
+
+async def new_key(stub: Any, account_id: str, **fields: Any) -> pb.CreateKeyResponse:
+    return await stub.CreateKey(pb.CreateKeyRequest(key=pb.Key(account_id=account_id, **fields)))
+
+
+async def lookup(stub: Any, settings: Settings, secret: str) -> pb.KeyGrant:
+    verifier = secrets.key_verifier(settings.key_pepper, secret)
+    return (await stub.LookupKey(pb.LookupKeyRequest(verifier=verifier))).grant
+
+
+class TestAccess:
+    @pytest.mark.parametrize("token", ["", "wrong"])
+    async def test_callers_without_the_admin_token_are_refused(
+        self, settings: Settings, pool: asyncpg.Pool, token: str
+    ) -> None:
+        async with stub_of(settings, token) as stub:
+            error = await refused(stub.ListAccounts(pb.ListAccountsRequest()))
+            assert error.reason == "KEY_INVALID"
+            with pytest.raises(grpc.aio.AioRpcError):
+                await anext(aiter(stub.WatchKeys(pb.WatchKeysRequest())))
+
+    async def test_a_missing_setting_stops_the_start(self, settings: Settings) -> None:
+        for name in ("database_url", "nats_url", "admin_token", "key_pepper"):
+            with pytest.raises(SettingsError, match=name.upper()):
+                async with billing_server(msgspec.structs.replace(settings, **{name: ""})):
+                    pass
+
+
+class TestAccounts:
+    async def test_create_is_idempotent_by_id_and_content(self, stub: Any) -> None:
+        account = pb.Account(account_id=new_id("acct"), display_name="A", time_zone="Europe/Berlin")
+        first = await stub.CreateAccount(pb.CreateAccountRequest(account=account))
+        again = await stub.CreateAccount(pb.CreateAccountRequest(account=account))
+        assert first == again
+        assert first.account.offline_policy == pb.OFFLINE_POLICY_LEASE
+        account.display_name = "B"
+        error = await refused(stub.CreateAccount(pb.CreateAccountRequest(account=account)))
+        assert (error.reason, error.metadata["id"]) == ("ALREADY_EXISTS", account.account_id)
+
+    async def test_a_mask_says_what_changes(self, stub: Any) -> None:
+        name = await new_account(stub, display_name="A", credit_limit_nano_usd=5)
+
+        async def update(account: pb.Account, *paths: str) -> pb.Account:
+            request = pb.UpdateAccountRequest(account=account, update_mask=FieldMask(paths=paths))
+            return (await stub.UpdateAccount(request)).account
+
+        changed = await update(pb.Account(account_id=name, display_name="B"))
+        assert (changed.display_name, changed.credit_limit_nano_usd) == ("B", 5)
+        changed = await update(pb.Account(account_id=name, display_name="C"), "credit_limit_nano_usd")
+        assert (changed.display_name, changed.credit_limit_nano_usd) == ("B", 0)
+        assert (await refused(update(pb.Account(account_id=name), "create_time"))).reason == "INVALID_REQUEST"
+        assert (await refused(update(pb.Account(account_id="acct_nobody")))).reason == "NOT_FOUND"
+
+    async def test_pages_go_by_id(self, stub: Any) -> None:
+        names = {await new_account(stub) for _ in range(5)}
+        seen: list[str] = []
+        request = pb.ListAccountsRequest(page_size=2)
+        while True:
+            page = await stub.ListAccounts(request)
+            seen += [account.account_id for account in page.accounts]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+        assert seen == sorted(seen)
+        assert names <= set(seen)
+
+    async def test_closing_stops_its_keys_and_keeps_its_ledger(self, stub: Any, settings: Settings) -> None:
+        name = await new_account(stub)
+        key = await new_key(stub, name)
+        assert not (await lookup(stub, settings, key.secret)).is_revoked
+        for _ in range(2):
+            await stub.DeleteAccount(pb.DeleteAccountRequest(account_id=name))
+        assert (await lookup(stub, settings, key.secret)).is_revoked
+        assert (await stub.GetBalance(pb.GetBalanceRequest(account_id=name))).balance_nano_usd == 0
+        assert (await refused(new_key(stub, name))).reason == "FAILED_PRECONDITION"
+
+
+class TestKeys:
+    async def test_the_secret_is_shown_once_and_stored_nowhere(
+        self, stub: Any, settings: Settings, pool: asyncpg.Pool
+    ) -> None:
+        name = await new_account(stub)
+        expiry = datetime(2030, 1, 1, tzinfo=UTC)
+        key = pb.Key(key_id=new_id("key"), account_id=name, allowed_models=["claude-*"], expire_time=expiry)
+        first = await stub.CreateKey(pb.CreateKeyRequest(key=key))
+        again = await stub.CreateKey(pb.CreateKeyRequest(key=key))
+        assert secrets.is_api_key(first.secret)
+        assert (again.secret, again.key) == ("", first.key)
+        assert first.key.secret_prefix == first.secret[:8]
+        grant = await lookup(stub, settings, first.secret)
+        assert (grant.key_id, grant.account_id) == (key.key_id, name)
+        assert (list(grant.allowed_models), grant.expire_time) == (["claude-*"], key.expire_time)
+        tables = await pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'billing'")
+        dump = "".join([str(await pool.fetch(f"SELECT t::text FROM billing.{row[0]} t")) for row in tables])
+        assert key.key_id in dump
+        assert first.secret[8:] not in dump
+        assert first.secret.encode().hex() not in dump
+
+    async def test_the_same_id_for_another_key_is_refused(self, stub: Any) -> None:
+        name = await new_account(stub)
+        key = await new_key(stub, name, display_name="A")
+        error = await refused(new_key(stub, name, key_id=key.key.key_id, display_name="B"))
+        assert error.reason == "ALREADY_EXISTS"
+
+    async def test_revoking_is_for_good(self, stub: Any, settings: Settings) -> None:
+        key = await new_key(stub, await new_account(stub))
+        first = await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key.key_id))
+        again = await stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key.key_id))
+        assert first.key.revoke_time == again.key.revoke_time
+        assert (await lookup(stub, settings, key.secret)).is_revoked
+
+    async def test_updates_change_what_the_mask_says(self, stub: Any, settings: Settings) -> None:
+        name = await new_account(stub)
+        key = await new_key(stub, name, allowed_models=["a"], expire_time=datetime(2030, 1, 1, tzinfo=UTC))
+        key_id = key.key.key_id
+
+        async def update(changed: pb.Key, *paths: str) -> pb.Key:
+            request = pb.UpdateKeyRequest(key=changed, update_mask=FieldMask(paths=paths))
+            return (await stub.UpdateKey(request)).key
+
+        assert (await update(pb.Key(key_id=key_id, display_name="B"))).display_name == "B"
+        changed = await update(pb.Key(key_id=key_id), "expire_time", "allowed_models")
+        assert (changed.HasField("expire_time"), list(changed.allowed_models)) == (False, [])
+        assert changed.display_name == "B"
+        assert not (await lookup(stub, settings, key.secret)).HasField("expire_time")
+        error = await refused(update(pb.Key(key_id=key_id, account_id="acct_other", display_name="C")))
+        assert error.reason == "INVALID_REQUEST"
+        assert (await refused(update(pb.Key(key_id=key_id), "revoke_time"))).reason == "INVALID_REQUEST"
+
+    async def test_pages_hold_no_more_than_a_message_can(self, stub: Any) -> None:
+        name = await new_account(stub)
+        models = [f"{number:03}" + "m" * 500 for number in range(120)]
+        made = [await new_key(stub, name, allowed_models=models) for _ in range(40)]
+        seen: list[str] = []
+        request = pb.ListKeysRequest(account_id=name, page_size=1000)
+        while True:
+            page = await stub.ListKeys(request)
+            seen += [key.key_id for key in page.keys]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+        assert seen == sorted(key.key.key_id for key in made)
+
+    async def test_unknown_keys_are_not_found(self, stub: Any) -> None:
+        calls = [
+            stub.GetKey(pb.GetKeyRequest(key_id="key_x")),
+            stub.RevokeKey(pb.RevokeKeyRequest(key_id="key_x")),
+            stub.LookupKey(pb.LookupKeyRequest(verifier=bytes(32))),
+            stub.CreateKey(pb.CreateKeyRequest(key=pb.Key(account_id="acct_nobody"))),
+        ]
+        assert [(await refused(call)).reason for call in calls] == ["NOT_FOUND"] * 4
+
+
+class _Table:
+    """What a routing worker makes of the stream."""
+
+    def __init__(self, stub: Any) -> None:
+        self.revisions: list[int] = []
+        self.snapshots = 0
+        self.grants: dict[str, pb.KeyGrant] = {}
+        self._call = stub.WatchKeys(pb.WatchKeysRequest())
+        self._task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for response in self._call:
+            self.snapshots += response.is_snapshot
+            self.revisions.append(response.revision)
+            self.grants.update({grant.key_id: grant for grant in response.grants})
+
+    async def has(self, key_id: str) -> bool:
+        return key_id in self.grants
+
+    async def is_revoked(self, key_id: str) -> bool:
+        return key_id in self.grants and self.grants[key_id].is_revoked
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await asyncio.wait([self._task])
+
+
+class TestWatchKeys:
+    async def test_it_sends_the_whole_table_then_changes_at_once(self, stub: Any) -> None:
+        name = await new_account(stub)
+        before = await new_key(stub, name)
+        table = _Table(stub)
+        await until(lambda: table.has(before.key.key_id))
+        start = time.monotonic()
+        await stub.RevokeKey(pb.RevokeKeyRequest(key_id=before.key.key_id))
+        await until(lambda: table.is_revoked(before.key.key_id))
+        assert time.monotonic() - start < 1.0
+        after = await new_key(stub, name)
+        await until(lambda: table.has(after.key.key_id))
+        await stub.DeleteAccount(pb.DeleteAccountRequest(account_id=name))
+        await until(lambda: table.is_revoked(after.key.key_id))
+        assert (table.snapshots, table.revisions) == (1, sorted(table.revisions))
+        await table.close()
+
+    async def test_it_misses_nothing_of_100_writes_at_once(self, stub: Any) -> None:
+        table = _Table(stub)
+        names = [await new_account(stub) for _ in range(5)]
+        made = await asyncio.gather(*(new_key(stub, names[number % 5]) for number in range(60)))
+        ids = [answer.key.key_id for answer in made]
+        late = _Table(stub)  # begins in the middle of the changes
+        await asyncio.gather(
+            *(stub.RevokeKey(pb.RevokeKeyRequest(key_id=key_id)) for key_id in ids[:40]),
+            *(stub.DeleteAccount(pb.DeleteAccountRequest(account_id=name)) for name in names),
+        )
+        for one in (table, late):
+            for key_id in ids:
+                await until(lambda one=one, key_id=key_id: one.is_revoked(key_id))
+            await one.close()
+
+    async def test_it_goes_on_after_its_listener_was_cut(self, stub: Any, pool: asyncpg.Pool) -> None:
+        name = await new_account(stub)
+        table = _Table(stub)
+        await until(lambda: _snapshot(table))
+        await pool.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE query LIKE 'LISTEN%' OR query = 'SELECT 1'"
+        )
+        key = await new_key(stub, name)
+        await until(lambda: table.has(key.key.key_id))
+        await table.close()
+
+    async def test_the_server_stops_at_once_with_a_watcher(
+        self, settings: Settings, pool: asyncpg.Pool
+    ) -> None:
+        async with stub_of(settings) as stub:
+            table = _Table(stub)
+            await until(lambda: _snapshot(table))
+            start = time.monotonic()
+        assert time.monotonic() - start < 3.0
+        await table.close()
+
+
+async def _snapshot(table: _Table) -> bool:
+    return table.snapshots > 0
+
+
+class TestMoney:
+    async def test_transactions_balance_and_lease(self, stub: Any) -> None:
+        name = await new_account(stub)
+        request = pb.CreateTransactionRequest(
+            transaction_id=new_id("tx"), account_id=name, kind=pb.TRANSACTION_KIND_TOP_UP, amount_nano_usd=500
+        )
+        first = await stub.CreateTransaction(request)
+        assert await stub.CreateTransaction(request) == first
+        lease = await stub.LeaseQuota(
+            pb.LeaseQuotaRequest(account_id=name, worker_id="worker-0", amount_nano_usd=200)
+        )
+        assert lease.amount_nano_usd == 200
+        assert lease.expire_time.ToDatetime(tzinfo=UTC) > datetime.now(UTC) + timedelta(seconds=30)
+        balance = await stub.GetBalance(pb.GetBalanceRequest(account_id=name))
+        assert (balance.balance_nano_usd, balance.leased_nano_usd, balance.available_nano_usd) == (
+            500,
+            200,
+            300,
+        )
+        listed = await stub.ListTransactions(pb.ListTransactionsRequest(account_id=name))
+        assert list(listed.transactions) == [first.transaction]
+        quota = pb.Quota(daily_limit_nano_usd=9)
+        await stub.UpdateQuota(pb.UpdateQuotaRequest(account_id=name, quota=quota))
+        assert (await stub.GetQuota(pb.GetQuotaRequest(account_id=name))).quota == quota
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("method", "request_message"),
+        [
+            ("CreateAccount", pb.CreateAccountRequest()),
+            ("CreateAccount", pb.CreateAccountRequest(account=pb.Account(account_id="house:cash"))),
+            ("CreateAccount", pb.CreateAccountRequest(account=pb.Account(account_id="acct_a\n"))),
+            ("CreateAccount", pb.CreateAccountRequest(account=pb.Account(display_name="a\0b"))),
+            ("CreateAccount", pb.CreateAccountRequest(account=pb.Account(time_zone="Mars/Base"))),
+            ("CreateAccount", pb.CreateAccountRequest(account=pb.Account(credit_limit_nano_usd=-1))),
+            ("GetAccount", pb.GetAccountRequest(account_id="a" * 65)),
+            ("ListAccounts", pb.ListAccountsRequest(page_size=-1)),
+            ("ListAccounts", pb.ListAccountsRequest(page_token="WyJcdTAwMDAiXQ")),
+            ("ListKeys", pb.ListKeysRequest(page_token="W10")),
+            ("ListTransactions", pb.ListTransactionsRequest(account_id="acct_a", page_token=HUGE_TOKEN)),
+            ("LookupKey", pb.LookupKeyRequest(verifier=b"short")),
+            ("LeaseQuota", pb.LeaseQuotaRequest(account_id="acct_a", worker_id="w", amount_nano_usd=-1)),
+            ("ReportUsage", pb.ReportUsageRequest()),
+        ],
+    )
+    async def test_it_is_the_callers_fault(self, stub: Any, method: str, request_message: Any) -> None:
+        assert (await refused(getattr(stub, method)(request_message))).reason == "INVALID_REQUEST"
+
+    @pytest.mark.parametrize(
+        ("kind", "amount"),
+        [("TOP_UP", -5), ("REFUND", 5), ("USAGE", -5), ("TOP_UP", 0), ("TOP_UP", 2 * 10**18)],
+    )
+    async def test_money_goes_its_way_only(self, stub: Any, kind: str, amount: int) -> None:
+        request = pb.CreateTransactionRequest(
+            transaction_id="tx_1",
+            account_id=await new_account(stub),
+            kind=pb.TransactionKind.Value(f"TRANSACTION_KIND_{kind}"),
+            amount_nano_usd=amount,
+        )
+        assert (await refused(stub.CreateTransaction(request))).reason == "INVALID_REQUEST"
+
+    async def test_an_impossible_expiry_and_a_list_too_long_are_refused(self, stub: Any) -> None:
+        name = await new_account(stub)
+        key = pb.Key(account_id=name)
+        key.expire_time.seconds = 10**15
+        assert (await refused(stub.CreateKey(pb.CreateKeyRequest(key=key)))).reason == "INVALID_REQUEST"
+        assert (
+            await refused(new_key(stub, name, allowed_models=["m" * 512] * 200))
+        ).reason == "INVALID_REQUEST"
+
+    async def test_later_methods_say_so(self, stub: Any) -> None:
+        calls = {
+            "CreateReservation": pb.CreateReservationRequest(reservation_id="r", account_id="acct_a"),
+            "SettleReservation": pb.SettleReservationRequest(reservation_id="r"),
+            "ReleaseReservation": pb.ReleaseReservationRequest(reservation_id="r"),
+            "GetReceipt": pb.GetReceiptRequest(request_id="r"),
+            "Reconcile": pb.ReconcileRequest(),
+        }
+        for method, request in calls.items():
+            error = await refused(getattr(stub, method)(request))
+            assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"method": method})
+        watch = stub.WatchBudget(pb.WatchBudgetRequest(account_id="acct_a"))
+        assert (await refused(anext(aiter(watch)))).reason == "NOT_IMPLEMENTED"
+
+
+class TestUsage:
+    async def test_without_a_bus_keys_are_served_and_usage_is_refused(
+        self, stub: Any, settings: Settings, make_event: Make
+    ) -> None:
+        name = await new_account(stub)
+        key = await new_key(stub, name)
+        assert (await lookup(stub, settings, key.secret)).account_id == name
+        error = await refused(stub.ReportUsage(pb.ReportUsageRequest(event=make_event(name, 1))))
+        assert (error.reason, error.metadata) == ("DEPENDENCY_UNAVAILABLE", {"dependency": "nats"})
+
+    async def test_reported_usage_is_charged_once(
+        self, settings: Settings, pool: asyncpg.Pool, nats_url: str, make_event: Make
+    ) -> None:
+        async with stub_of(msgspec.structs.replace(settings, nats_url=nats_url)) as stub:
+            name = await new_account(stub)
+            event = make_event(name, 40)
+            request = pb.ReportUsageRequest(event=event)
+
+            async def report() -> Any:
+                try:
+                    return await stub.ReportUsage(request)
+                except grpc.aio.AioRpcError as error:
+                    assert error_of(error).reason == "DEPENDENCY_UNAVAILABLE"
+                    return None
+
+            first = await until(report)
+            second = await stub.ReportUsage(request)
+            assert (first.is_duplicate, second.is_duplicate) == (False, True)
+
+            async def charged() -> bool:
+                found = await stub.GetBalance(pb.GetBalanceRequest(account_id=name))
+                return found.balance_nano_usd == -40
+
+            await until(charged)
+            bad = make_event("acct_a", 1, model="a\0")
+            assert (
+                await refused(stub.ReportUsage(pb.ReportUsageRequest(event=bad)))
+            ).reason == "INVALID_REQUEST"
