@@ -19,7 +19,7 @@ class _Delta(msgspec.Struct, gc=False):
 class _Message(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = loose.ABSENT
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -33,8 +33,8 @@ class _Event(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     message: _Message | None = None
     content_block: _Block | None = None
-    usage: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = loose.ABSENT
+    error: msgspec.Raw = loose.ABSENT
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -79,7 +79,7 @@ def _observe_frame(answer: Answer, kind: str, event: _Event, data: bytes) -> Non
     elif kind == "message_stop":
         answer.terminal_seen = True
         answer.terminal_ok = not answer.error_seen
-    elif kind == "error" or (event.error is not None and event.type is None):
+    elif kind == "error" or (loose.is_stated(event.error) and event.type is None):
         answer.note_error(data)
 
 

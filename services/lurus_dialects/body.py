@@ -53,11 +53,11 @@ def body_usage(dialect: Dialect, body: bytes) -> BodyUsage:
 
 
 class _Usage(msgspec.Struct):
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = loose.ABSENT
 
 
 def _usage_bytes(body: bytes, value: dict[str, object]) -> bytes:
     try:
-        return bytes(msgspec.json.decode(body, type=_Usage).usage or b"null")
+        return bytes(msgspec.json.decode(body, type=_Usage).usage)
     except (msgspec.DecodeError, RecursionError):
         return loose.compact(value.get("usage"))

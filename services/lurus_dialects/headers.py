@@ -131,4 +131,4 @@ def _listed_by_connection(headers: list[tuple[str, str]]) -> set[str]:
 
 
 def _is_plain(value: str) -> bool:
-    return not any(character in value for character in "\r\n\0")
+    return "\n" not in value and "\r" not in value and "\0" not in value

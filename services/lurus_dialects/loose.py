@@ -6,11 +6,16 @@ is fast, and comes here only when that fails.
 """
 
 import json
-from typing import Any, TypeVar, get_args, get_origin
+from functools import cache
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+# msgspec takes no `Raw | None`: an absent field is empty, a null one is `null`.
+ABSENT: Final = msgspec.Raw()
+_NULL: Final = msgspec.Raw(b"null")
 
 
 def decode(text: bytes) -> Any:
@@ -25,23 +30,32 @@ def decode(text: bytes) -> Any:
         return None
 
 
+def is_stated(raw: msgspec.Raw) -> bool:
+    """True unless a field is absent or null."""
+    return bool(raw) and raw != _NULL
+
+
 def fit(kind: type[_Struct], value: dict[str, Any]) -> _Struct:
     """Returns a struct of what fits it in `value`.
 
-    All fields of `kind` are optional. A field of another type becomes None; an
+    All fields of `kind` are optional. A field of another type becomes absent; an
     object or list in the place of a text becomes its JSON.
     """
-    fields = msgspec.structs.fields(kind)
-    return kind(
-        **{field.name: _fit_value(get_args(field.type)[0], value.get(field.encode_name)) for field in fields}
-    )
+    known = _types(kind)
+    return kind(**{name: _fit_value(known[name], value[name]) for name in known.keys() & value.keys()})
+
+
+@cache
+def _types(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    return {name: (get_args(annotation) or (annotation,))[0] for name, annotation in types.items()}
 
 
 def _fit_value(wanted: Any, value: Any) -> Any:
-    if value is None or wanted is type(value) is not dict:
-        return value
     if wanted is msgspec.Raw:
         return msgspec.Raw(compact(value))
+    if value is None or wanted is type(value):
+        return value
     if get_origin(wanted) is list:
         return (
             [fit(get_args(wanted)[0], v) for v in value if isinstance(v, dict)]

@@ -26,7 +26,7 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning: str | None = None
     tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
-    audio: msgspec.Raw | None = None
+    audio: msgspec.Raw = loose.ABSENT
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -39,8 +39,8 @@ class _Chunk(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = loose.ABSENT
+    error: msgspec.Raw = loose.ABSENT
     object: str | None = None
 
 
@@ -79,9 +79,9 @@ def _observe_chunk(answer: Answer, chunk: _Chunk, data: bytes) -> bool:
                 answer.stop_reason = choice.finish_reason
     if not answer.response_id and chunk.id:
         answer.response_id, answer.response_model = chunk.id, chunk.model or ""
-    if chunk.error is not None or chunk.object == "error":
+    if (chunk.error and loose.is_stated(chunk.error)) or chunk.object == "error":
         answer.note_error(data)
-    if chunk.usage is None or not answer.meter.add(chunk.usage):
+    if not chunk.usage or not loose.is_stated(chunk.usage) or not answer.meter.add(chunk.usage):
         return False
     answer.final_usage_seen = True
     return chunk.choices is not None and not chunk.choices
@@ -97,7 +97,7 @@ def _observe_delta(answer: Answer, delta: _Delta) -> None:
             _observe_function(answer, call.function or call.custom)
     if delta.function_call is not None:
         _observe_function(answer, delta.function_call)
-    if delta.audio is not None:
+    if loose.is_stated(delta.audio):
         answer.content_seen = True
 
 

@@ -25,7 +25,7 @@ class _Response(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     status: str | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = loose.ABSENT
     error: _Error | None = None
     incomplete_details: _Details | None = None
 
@@ -35,8 +35,8 @@ class _Event(msgspec.Struct, gc=False):
     sequence_number: int | None = None
     delta: str | None = None
     response: _Response | None = None
-    item: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    item: msgspec.Raw = loose.ABSENT
+    error: msgspec.Raw = loose.ABSENT
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -65,7 +65,7 @@ def observe_event(answer: Answer, name: bytes, data: bytes) -> bool:
         _observe_item(answer, event.item)
     elif kind == "response.output_item.added":
         answer.content_seen = True
-    elif kind == "error" or (event.error is not None and event.type is None):
+    elif kind == "error" or (loose.is_stated(event.error) and event.type is None):
         answer.note_error(_error_body(data))
     return False
 
@@ -105,9 +105,9 @@ def _plain_error(code: str | None, message: str | None) -> dict[str, str | None]
     return {"message": message or "", "type": code or "server_error", "param": None, "code": code or None}
 
 
-def _observe_item(answer: Answer, raw: msgspec.Raw | None) -> None:
+def _observe_item(answer: Answer, raw: msgspec.Raw) -> None:
     answer.content_seen = True
-    if raw is None:
+    if not loose.is_stated(raw):
         return
     answer.keep_done_item(bytes(raw))
     item = loose.decode(bytes(raw))

@@ -69,9 +69,9 @@ class UsageMeter:
         self._broken_count = 0
         self.is_used = False
 
-    def add(self, usage: bytes | msgspec.Raw | None) -> bool:
+    def add(self, usage: bytes | msgspec.Raw) -> bool:
         """Merges one usage object, given as JSON, and returns whether there was one."""
-        if usage is None:
+        if not usage:
             return False
         text = bytes(usage)
         value = loose.decode(text)

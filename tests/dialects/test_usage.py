@@ -171,6 +171,10 @@ class TestPlainBodies:
         assert found.tokens == Tokens(input=12, output=5, reasoning=2)
         assert (found.stop_reason, found.estimated_output_tokens()) == (reason, 1)
 
+    def test_usage_keeps_its_spelling(self) -> None:
+        body = b'{"choices":[],"usage":{"prompt_tokens" : 3,"cost":1.50e-3}}'
+        assert body_usage(C, body).raw_usage == b'{"prompt_tokens":3,"cost":1.50e-3}'
+
     def test_without_usage_the_output_is_estimated(self) -> None:
         body = b'{"choices":[{"message":{"content":"some words"}}]}'
         found = body_usage(C, body)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from lurus_common.money import Tokens
+from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.sse import EventTooLarge, SseParser
 from lurus_dialects.watch import StreamWatcher
@@ -63,6 +64,14 @@ def test_defect_b2_usage_survives_a_cut_at_every_byte(name: str) -> None:
         watcher, released = watch(dialect_of(name), [stream[:cut], stream[cut:]])
         assert released == stream, cut
         assert found(watcher) == GOLDENS[name.replace("crlf", "tools")], cut
+
+
+def test_ordinary_streams_are_read_by_the_strict_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loose one is slow, and spells numbers anew."""
+    monkeypatch.setattr(loose, "fit", None)
+    for name, golden in GOLDENS.items():
+        watcher, _ = watch(dialect_of(name), [recorded(name)])
+        assert found(watcher) == golden
 
 
 def test_a_stream_recorded_with_crlf_is_the_same_stream() -> None:
