@@ -3,18 +3,20 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from lurus.billing.v1 import billing_pb2
-from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
 from lurus.provider.v1 import provider_pb2
-from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub
 from lurus_common.errors import NotFound
 from lurus_common.rpc import error_of
 from lurus_routing.keys import KeyTable
+
+if TYPE_CHECKING:  # the async stubs exist for the type checker only
+    from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
+    from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
 
 
-async def follow_keys(billing: BillingServiceAsyncStub, keys: KeyTable) -> None:
+async def follow_keys(billing: "BillingServiceAsyncStub", keys: KeyTable) -> None:
     """Keeps the key table current until cancelled."""
 
     def take(message: billing_pb2.WatchKeysResponse) -> None:
@@ -35,7 +37,7 @@ async def follow_keys(billing: BillingServiceAsyncStub, keys: KeyTable) -> None:
 
 
 async def follow_providers(
-    provider: ProviderServiceAsyncStub, take: Callable[[provider_pb2.WatchProvidersResponse], None]
+    provider: "ProviderServiceAsyncStub", take: Callable[[provider_pb2.WatchProvidersResponse], None]
 ) -> None:
     """Hands every message of the provider service to `take` until cancelled."""
     await _follow("providers", lambda: provider.WatchProviders(provider_pb2.WatchProvidersRequest()), take)
@@ -57,7 +59,7 @@ async def _follow(name: str, start: Callable[[], Any], take: Callable[[Any], Non
         wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
 
 
-def key_lookup(billing: BillingServiceAsyncStub) -> Any:
+def key_lookup(billing: "BillingServiceAsyncStub") -> Any:
     """Returns what asks billing for one key by its verifier."""
 
     async def lookup(verifier: bytes) -> billing_pb2.KeyGrant | None:
@@ -75,7 +77,7 @@ def key_lookup(billing: BillingServiceAsyncStub) -> Any:
     return lookup
 
 
-def lease_request(billing: BillingServiceAsyncStub) -> Any:
+def lease_request(billing: "BillingServiceAsyncStub") -> Any:
     """Returns what asks billing for a lease."""
 
     async def ask(request: billing_pb2.LeaseQuotaRequest) -> billing_pb2.LeaseQuotaResponse:

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub, BillingServiceStub
-from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub, ProviderServiceStub
+from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
+from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus.routing.v1.routing_pb2_grpc import add_RoutingServiceServicer_to_server
 from lurus_common.inprocess import InProcessChannel, InProcessServer
 from lurus_common.rpc import ErrorInterceptor, open_channel
@@ -21,6 +21,10 @@ from lurus_routing.outbox_relay import OutboxRelay
 from lurus_routing.relay import Relay
 from lurus_routing.servicer import RoutingServicer
 from lurus_routing.upstream import open_session
+
+if TYPE_CHECKING:  # the async stubs exist for the type checker only
+    from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
+    from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub
 
 SERVICE = "lurus.routing.v1.RoutingService"
 # These check an API key themselves.

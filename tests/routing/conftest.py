@@ -1,0 +1,81 @@
+"""A routing service between scripted neighbours, on both kinds of channel."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lurus_common.settings import Settings
+from lurus_switch.embedded import EmbeddedBackends
+
+from .rig import ADMIN_TOKEN, CREDENTIAL_KEY, PEPPER, PRICE, Rig
+
+KINDS = ("in process", "wire")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Runs async tests on the loop that the gateway runs on."""
+    return ("asyncio", {"use_uvloop": True})
+
+
+@pytest.fixture(scope="package")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bus of these tests' own: the name of the stream is fixed."""
+    with EmbeddedBackends.running(tmp_path_factory.mktemp("nats"), ("nats",)) as running:
+        yield running.urls.nats_url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, nats_url: str) -> Settings:
+    return Settings(
+        data_dir=str(tmp_path),
+        nats_url=nats_url,
+        admin_token=ADMIN_TOKEN,
+        key_pepper=PEPPER,
+        credential_key=CREDENTIAL_KEY,
+        routing_port=0,
+        upstream_connect_seconds=1,
+        upstream_first_event_seconds=5,
+        upstream_idle_seconds=5,
+    )
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """How the caller reaches the service."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def make_rig(settings: Settings, kind: str) -> AsyncIterator[Callable[..., Any]]:
+    """Starts rigs with other settings; `providers` are the arguments of `Rig.use`."""
+    async with AsyncExitStack() as stack:
+
+        async def make(providers: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Rig:
+            rig = Rig(msgspec.structs.replace(settings, **changes), kind)
+            rig.provider.prices.append(PRICE)
+            await stack.enter_async_context(rig.upstream)
+            await stack.enter_async_context(rig.other)
+            rig.use(**(providers or {"one": {}}))
+            await stack.enter_async_context(rig.running())
+            return rig
+
+        yield make
+
+
+@pytest.fixture
+async def rig(make_rig: Callable[..., Any]) -> Rig:
+    """A rig with one provider."""
+    made: Rig = await make_rig()
+    return made
+
+
+@pytest.fixture
+async def pair(make_rig: Callable[..., Any]) -> Rig:
+    """A rig with two providers, `one` before `two`."""
+    made: Rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}})
+    return made
