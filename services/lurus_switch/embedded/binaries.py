@@ -2,8 +2,8 @@
 
 import shutil
 import stat
-import sysconfig
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,9 +18,13 @@ def package_directory(package: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def scripts_directory() -> Path:
-    """Returns where pip puts programs for this interpreter."""
-    return Path(sysconfig.get_path("scripts"))
+def wheel_scripts(distribution: str, name: str) -> list[Path]:
+    """Returns where the wheel of `distribution` has put the program `name`; empty without it."""
+    try:
+        files = metadata.distribution(distribution).files or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(file.locate()).resolve() for file in files if file.name == name]
 
 
 def find_binary(name: str, configured: Path | None, candidates: Iterable[Path], package: str) -> Path:

@@ -51,7 +51,7 @@ SPOOL_BYTES = 8 * 1024**2
 DRAIN_BYTES = 64 * 1024**2
 DRAIN_SECONDS = 5.0
 
-AUTHENTICATION_FAILED, QUERY_IS_TOO_LARGE, UNKNOWN_PATH = 516, 229, 404
+SYNTAX_ERROR, AUTHENTICATION_FAILED, QUERY_IS_TOO_LARGE, UNKNOWN_PATH = 62, 516, 229, 404
 
 _STATUS_OF_CODE = {
     **dict.fromkeys((16, 46, 47, 50, 56, 60, 63, 73, 78, 81, 115, 336, UNKNOWN_PATH), 404),
@@ -165,25 +165,22 @@ class Handler(BaseHTTPRequestHandler):
         statement = read_statement(text)
         if self.command == "GET" and not statement.answers:
             raise failure(READONLY, "READONLY", "Cannot execute query in readonly mode. Use POST for changes")
+        if statement.is_several:
+            raise failure(SYNTAX_ERROR, "SYNTAX_ERROR", "Multi-statements are not allowed")
         with self._engine.session(request.database, request.settings) as session:
             session.is_spent = statement.changes_session
-            if statement.data_start is not None:
-                data = itertools.chain([text[statement.data_start :]], body)
-                self._insert(request, session, statement, data)
+            if statement.insert:
+                data = itertools.chain([text[statement.insert.data_start :]], body)
+                summary = Summary()
+                session.insert(statement.insert, data, summary)
+                self._send(200, self._headers(request, summary), b"")
             else:
                 self._query(request, session, statement, _whole(text, body).decode(errors="replace"))
-
-    def _insert(
-        self, request: Request, session: Session, statement: Statement, data: Iterable[bytes]
-    ) -> None:
-        summary = Summary()
-        session.insert(statement.head.decode(errors="replace"), statement.format or "", data, summary)
-        self._send(200, self._headers(request, summary), b"")
 
     def _query(self, request: Request, session: Session, statement: Statement, sql: str) -> None:
         summary = Summary()
         output_format = statement.format or request.default_format
-        if statement.selects and output_format in STREAMABLE_FORMATS:
+        if statement.streams and output_format in STREAMABLE_FORMATS:
             blocks = session.stream(sql, output_format, request.parameters, summary)
         else:
             blocks = _one(session.query(sql, output_format, request.parameters, summary))

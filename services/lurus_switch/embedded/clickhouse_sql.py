@@ -27,22 +27,25 @@ _TOKEN = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
+class InsertWithData:
+    """An INSERT followed by its data, in pieces: `INSERT INTO t (a)`, SETTINGS clause, format, data."""
+
+    target: bytes
+    settings: bytes
+    format: str
+    data_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
-    """What a statement's words say.
+    """What the words of a statement say, outside of parentheses."""
 
-    `data_start` is where the data of an INSERT begins, in bytes, or None if it
-    has no FORMAT clause; `head` is then the INSERT before FORMAT.
-    """
-
-    keyword: str
+    keyword: str = ""
     format: str | None = None
     is_temporary: bool = False
-    head: bytes = b""
-    data_start: int | None = None
-
-    @property
-    def is_insert(self) -> bool:
-        return self.keyword == "INSERT"
+    has_totals: bool = False
+    is_several: bool = False
+    insert: InsertWithData | None = None
 
     @property
     def answers(self) -> bool:
@@ -50,8 +53,9 @@ class Statement:
         return self.keyword in _ANSWERING
 
     @property
-    def selects(self) -> bool:
-        return self.keyword in _SELECTING
+    def streams(self) -> bool:
+        """Whether its rows may be sent block by block; totals would get lost."""
+        return self.keyword in _SELECTING and not self.has_totals
 
     @property
     def changes_session(self) -> bool:
@@ -65,26 +69,46 @@ def read_statement(text: bytes) -> Statement:
     A word FORMAT counts if it and the name after it are the last words, but
     for SETTINGS; of an INSERT the first one counts, since data follows.
     """
-    keyword, format_name, is_temporary = "", None, False
-    previous, format_at = "", 0
-    for word, start, end in _top_level_words(text):
-        if not keyword:
-            keyword = word.upper()
-        elif previous == "FORMAT" and word:
-            if keyword == "INSERT":
-                return Statement(keyword, word, False, text[:format_at], _data_start(text, end))
+    words = _top_level_words(text)
+    keyword = next((word.upper() for word, _, _ in words if word), "")
+    if keyword == "INSERT":
+        return Statement(keyword, insert=_read_insert(text, words))
+    return _read_other(keyword, text, words)
+
+
+def _read_insert(text: bytes, words: Iterator[tuple[str, int, int]]) -> InsertWithData | None:
+    """Returns None for `INSERT … SELECT` and for VALUES, which the engine reads itself."""
+    previous, format_at, settings_at = "", 0, None
+    for word, start, end in words:
+        if previous == "FORMAT" and word:
+            settings_at = format_at if settings_at is None else settings_at
+            target, settings = text[:settings_at], text[settings_at:format_at]
+            return InsertWithData(target, settings, word, _data_start(text, end))
+        previous = word.upper()
+        if previous in ("VALUES", "SELECT", "WITH"):
+            return None
+        if previous == "FORMAT":
+            format_at = start
+        elif previous == "SETTINGS":
+            settings_at = start
+    return None
+
+
+def _read_other(keyword: str, text: bytes, words: Iterator[tuple[str, int, int]]) -> Statement:
+    format_name, previous, seen = None, keyword, {keyword}
+    is_settings = is_several = False
+    for word, start, end in words:
+        is_several = is_several or previous == ";"
+        if previous == "FORMAT" and word:
             format_name = word
         elif word.upper() == "SETTINGS" and format_name:
-            break
-        elif word or text[start:end] != b";":
+            is_settings = True
+        elif not is_settings and text[start:end] != b";":
             format_name = None
-        if word.upper() == "FORMAT":
-            format_at = start
-        if keyword == "INSERT" and word.upper() == "VALUES":
-            break
-        is_temporary |= previous in ("CREATE", "REPLACE") and word.upper() == "TEMPORARY"
-        previous = word.upper()
-    return Statement(keyword, format_name, is_temporary)
+        previous = word.upper() or text[start:end].decode(errors="replace")
+        seen.add(previous)
+    is_temporary = keyword == "CREATE" and "TEMPORARY" in seen
+    return Statement(keyword, format_name, is_temporary, "TOTALS" in seen, is_several)
 
 
 def _top_level_words(text: bytes) -> Iterator[tuple[str, int, int]]:

