@@ -5,12 +5,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import httptools
-from prometheus_client import Counter
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from lurus_common.ids import new_id
+from lurus_edge.metrics import REFUSED
 
-REFUSED_TOTAL = Counter("lurus_edge_refused_total", "Requests refused before they were complete.", ["status"])
 TLS_RECORD = b"\x16\x03"
 ANTHROPIC_PATHS = (b"/v1/messages", b"/messages")
 # Codex repeats a 413 six times, so its API answers 400 with the same code.
@@ -65,7 +64,7 @@ def reason(error: httptools.HttpParserError, data: bytes) -> Refusal:
 
 def response(refusal: Refusal, url: bytes, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     """Returns a whole HTTP/1.1 response in the error shape of the API that `url` belongs to."""
-    REFUSED_TOTAL.labels(str(refusal.status.value)).inc()
+    REFUSED.labels(str(refusal.status.value)).inc()
     request_id = new_id("req")
     status = refusal.status
     if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE and url.startswith(RESPONSES_PATHS):
