@@ -84,12 +84,14 @@ class LogStore:
         return self._client is not None
 
     async def start(self) -> None:
-        """Connects, makes the database if there is none, and brings its tables up to date.
+        """Connects, makes the database if there is none, and migrates it. Repeats do nothing.
 
         Raises:
             DependencyUnavailable: if ClickHouse does not answer yet.
             SchemaTooNew: if a newer release has been here.
         """
+        if self._client is not None:
+            return
         async with _failures_named(START_SECONDS):
             client = await self._connect()
             try:
