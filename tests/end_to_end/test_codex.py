@@ -64,4 +64,4 @@ def test_a_turn_with_a_tool_call_completes_and_is_billed(mesh: Mesh, tmp_path: P
 
 def request_ids(mesh: Mesh) -> list[str]:
     rows = mesh.rest("GET", "logs?page_size=100").get("events", [])
-    return [row["requestId"] for row in rows if row["path"] == "/v1/responses"]
+    return [row["request_id"] for row in rows if row["path"] == "/v1/responses"]

@@ -103,12 +103,13 @@ def books(mesh: Mesh) -> dict[str, int]:
     found: dict[str, int] = {}
     token = ""
     while True:
-        path = f"transactions?account_id=acct_default&page_size=1000&kind=TRANSACTION_KIND_USAGE&page_token={token}"
+        query = "account_id=acct_default&page_size=1000&kind=TRANSACTION_KIND_USAGE"
+        path = f"transactions?{query}&page_token={token}"
         page = mesh.rest("GET", path)
         for entry in page.get("transactions", []):
-            assert entry["transactionId"] not in found, "booked twice"
-            found[entry["transactionId"]] = -int(entry["amountNanoUsd"])
-        token = page.get("nextPageToken", "")
+            assert entry["transaction_id"] not in found, "booked twice"
+            found[entry["transaction_id"]] = -int(entry["amount_nano_usd"])
+        token = page.get("next_page_token", "")
         if not token:
             return found
 
@@ -120,9 +121,9 @@ def log_rows(mesh: Mesh) -> dict[str, int]:
     while True:
         page = mesh.rest("GET", f"logs?page_size=1000&page_token={token}")
         for row in page.get("events", []):
-            assert row["requestId"] not in found, "logged twice"
-            found[row["requestId"]] = int(row.get("costNanoUsd", 0))
-        token = page.get("nextPageToken", "")
+            assert row["request_id"] not in found, "logged twice"
+            found[row["request_id"]] = int(row.get("cost_nano_usd", 0))
+        token = page.get("next_page_token", "")
         if not token:
             return found
 
@@ -157,4 +158,4 @@ def test_every_process_is_killed_in_turn_and_the_books_stay_right(own_mesh: Mesh
         "an answer that a client has whole costs nothing"
     )
     balance = mesh.rest("GET", "balance?account_id=acct_default")
-    assert int(balance["balanceNanoUsd"]) == 100 * 10**9 - sum(booked.values())
+    assert int(balance["balance_nano_usd"]) == 100 * 10**9 - sum(booked.values())

@@ -48,7 +48,7 @@ class Mesh:
 
     def start(self) -> None:
         """Starts `lurus up` and waits until it has printed the first key."""
-        command = [sys.executable, "-m", "lurus_switch.cli", "up", "--data-dir", str(self.data_dir)]
+        command = [str(Path(sys.executable).with_name("lurus")), "up", "--data-dir", str(self.data_dir)]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [*command, *self._arguments],
@@ -133,7 +133,7 @@ class Mesh:
     def transaction(self, request_id: str, account_id: str = "acct_default") -> dict[str, Any]:
         """Waits for the request's entry in the ledger."""
         path = f"transactions?account_id={account_id}&transaction_id={request_id}"
-        return eventually(lambda: self.rest("GET", path).get("transactions", [None])[0], SETTLE_SECONDS)
+        return eventually(lambda: next(iter(self.rest("GET", path)["transactions"]), None), SETTLE_SECONDS)
 
     def _found(self, path: str) -> Any:
         headers = {"authorization": f"Bearer {self.admin_token}"}
