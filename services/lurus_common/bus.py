@@ -1,5 +1,6 @@
 """The bus: one JetStream stream of usage events, declared here and nowhere else."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -8,7 +9,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig, StreamInfo
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
 
@@ -21,6 +22,8 @@ DAY_SECONDS = 86_400
 CONNECT_SECONDS = 2
 RECONNECT_SECONDS = 0.2
 PUBLISH_SECONDS = 5.0
+CREATE_ATTEMPTS = 4
+CREATE_WAIT_SECONDS = 0.05
 
 # `discard: new` refuses to publish when full, where the default would delete
 # unread money. The window is an optimisation; the ledger's key is the guarantee.
@@ -76,10 +79,7 @@ async def ensure_stream(jetstream: JetStreamContext) -> StreamInfo:
     Raises:
         StreamMismatch: names each property that differs.
     """
-    try:
-        found = await jetstream.stream_info(STREAM_NAME)
-    except NotFoundError:
-        return await jetstream.add_stream(STREAM)
+    found = await _found_or_added(jetstream)
     problems = [
         f"{name} is {getattr(found.config, name)!r}, must be {getattr(STREAM, name)!r}"
         for name in _CHECKED
@@ -88,6 +88,20 @@ async def ensure_stream(jetstream: JetStreamContext) -> StreamInfo:
     if problems:
         raise StreamMismatch(f"stream {STREAM_NAME}: " + "; ".join(problems))
     return found
+
+
+async def _found_or_added(jetstream: JetStreamContext) -> StreamInfo:
+    """Finds or creates the stream; of several starters at once all but one may be refused for a moment."""
+    for attempt in range(CREATE_ATTEMPTS):
+        try:
+            return await jetstream.stream_info(STREAM_NAME)
+        except NotFoundError:
+            await asyncio.sleep(attempt * CREATE_WAIT_SECONDS)
+        try:
+            return await jetstream.add_stream(STREAM)
+        except APIError as error:
+            log.info("the stream was not created: %s", error)
+    return await jetstream.add_stream(STREAM)
 
 
 def subject_of(event: UsageEvent) -> str:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 BATCH_EVENTS = 200
 FETCH_SECONDS = 1.0
-LINGER_FETCH_SECONDS = 0.05
+LEAST_LINGER_SECONDS = 0.02
 ACK_WAIT_SECONDS = 30
 MAX_ACK_PENDING = 2000
 FIRST_RETRY_SECONDS = 0.2
@@ -128,18 +128,14 @@ class UsageConsumer:
                 log.error("%s: %s", self._durable, error)
             except Exception:
                 log.exception("%s: a batch failed; it comes again", self._durable)
-                self._fetch_events = max(1, self._fetch_events // 2)
             else:
                 continue
             await self._pause(self._retry_seconds)
             self._retry_seconds = min(self._retry_seconds * 2, MAX_RETRY_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _consume(self) -> None:
         subscription = await self._subscribe()
@@ -172,13 +168,13 @@ class UsageConsumer:
         )
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
-        messages = await _fetch_some(subscription, self._fetch_events, FETCH_SECONDS)
+        messages = await _fetch_some(subscription, 1, FETCH_SECONDS)
         if not messages:
             await self._check_consumer()
-        elif self._linger_seconds and len(messages) < self._fetch_events:
-            await self._pause(self._linger_seconds)
-            missing = self._fetch_events - len(messages)
-            messages += await _fetch_some(subscription, missing, LINGER_FETCH_SECONDS)
+        elif self._fetch_events > 1:
+            # Asked for many at first, the client would hold the first one back for all of the time.
+            linger = max(self._linger_seconds, LEAST_LINGER_SECONDS)
+            messages += await _fetch_some(subscription, self._fetch_events - 1, linger)
         return messages
 
     async def _check_consumer(self) -> None:
@@ -194,7 +190,12 @@ class UsageConsumer:
             await _give_back(messages, lambda _: FIRST_RETRY_SECONDS)
             raise
         except Exception:
-            await _give_back(messages, _delay_seconds)
+            self._fetch_events = max(1, len(messages) // 2)
+            if len(messages) == 1:
+                await _give_back(messages, _delay_seconds)
+            else:
+                self._retry_seconds = FIRST_RETRY_SECONDS
+                await _give_back(messages, lambda _: FIRST_RETRY_SECONDS)
             raise
 
     async def _read(self, message: Msg) -> _Delivery | None:

@@ -1,0 +1,103 @@
+"""The usage stream on a real NATS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pytest
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, StreamConfig
+from nats.js.errors import NotFoundError
+
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common import bus
+from lurus_common.ids import new_id
+from lurus_switch.embedded import EmbeddedBackends
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedBackends.running(tmp_path_factory.mktemp("nats"), ("nats",)) as running:
+        yield running.urls.nats_url
+
+
+@pytest.fixture
+async def client(nats_url: str) -> AsyncIterator[Client]:
+    client = await bus.connect(nats_url, "test")
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def jetstream(client: Client) -> AsyncIterator[JetStreamContext]:
+    """JetStream without the stream; each test makes its own."""
+    jetstream = client.jetstream()
+    yield jetstream
+    with suppress(NotFoundError):
+        await jetstream.delete_stream(bus.STREAM_NAME)
+
+
+def event(account_id: str = "acct_a") -> UsageEvent:
+    return UsageEvent(request_id=new_id("req"), account_id=account_id, event_time=datetime.now(UTC))
+
+
+async def publish(jetstream: JetStreamContext, one: UsageEvent) -> bool:
+    ack = await bus.publish(jetstream, one.request_id, bus.subject_of(one), one.SerializeToString())
+    return bool(ack.duplicate)
+
+
+class TestEnsureStream:
+    async def test_it_keeps_unread_money(self, jetstream: JetStreamContext) -> None:
+        created = (await bus.ensure_stream(jetstream)).config
+        found = (await jetstream.stream_info(bus.STREAM_NAME)).config
+        assert created == found
+        assert (found.discard, found.deny_delete, found.deny_purge) == (DiscardPolicy.NEW, True, True)
+        assert (found.max_age, found.duplicate_window) == (14 * 86_400, 600)
+
+    async def test_many_starters_at_once_agree(self, jetstream: JetStreamContext) -> None:
+        found = await asyncio.gather(*(bus.ensure_stream(jetstream) for _ in range(10)))
+        assert {info.config.name for info in found} == {bus.STREAM_NAME}
+
+    async def test_a_stream_that_would_lose_money_is_refused(self, jetstream: JetStreamContext) -> None:
+        wrong = StreamConfig(name=bus.STREAM_NAME, subjects=[bus.SUBJECTS], discard=DiscardPolicy.OLD)
+        await jetstream.add_stream(wrong)
+        with pytest.raises(bus.StreamMismatch, match=r"discard is .*old.*; deny_delete"):
+            await bus.ensure_stream(jetstream)
+
+    async def test_another_size_and_age_are_the_operators_choice(self, jetstream: JetStreamContext) -> None:
+        await jetstream.add_stream(bus.STREAM.evolve(max_bytes=1_000_000, max_age=3600))
+        assert (await bus.ensure_stream(jetstream)).config.max_bytes == 1_000_000
+
+
+class TestPublish:
+    async def test_a_repeat_is_stored_once(self, jetstream: JetStreamContext) -> None:
+        await bus.ensure_stream(jetstream)
+        one = event()
+        assert not await publish(jetstream, one)
+        assert await publish(jetstream, one)
+        assert (await jetstream.stream_info(bus.STREAM_NAME)).state.messages == 1
+
+    async def test_without_the_stream_it_fails_as_the_bus_does(self, jetstream: JetStreamContext) -> None:
+        with pytest.raises(bus.NatsError):
+            await publish(jetstream, event())
+
+    async def test_a_full_stream_refuses_and_forgets_nothing(self, jetstream: JetStreamContext) -> None:
+        await jetstream.add_stream(bus.STREAM.evolve(max_bytes=4096))
+        with pytest.raises(bus.NatsError):
+            for _ in range(100):
+                await publish(jetstream, event())
+        assert (await jetstream.stream_info(bus.STREAM_NAME)).state.first_seq == 1
+
+
+class TestConnect:
+    async def test_it_waits_for_a_bus_that_is_away_and_can_be_given_up(self) -> None:
+        connecting = asyncio.create_task(bus.connect("nats://127.0.0.1:9", "test"))
+        await asyncio.sleep(0.3)
+        assert not connecting.done()
+        connecting.cancel()
+        await asyncio.wait([connecting], timeout=1)
+        assert connecting.cancelled()
