@@ -54,13 +54,14 @@ class SetCache:
 
     Args:
         redis: a client with short timeouts, see `open_cache`.
-        key: 32 bytes, from the settings; signs what is kept.
+        key: 32 bytes, from the settings.
+        installation_id: of the database whose set it is.
     """
 
-    def __init__(self, redis: Redis, key: bytes) -> None:
+    def __init__(self, redis: Redis, key: bytes, installation_id: str) -> None:
         self._redis = redis
-        self._key = hmac.digest(key, b"provider set cache", hashlib.sha256)
-        self._name = f"lurus:provider:set:{hashlib.sha256(self._key).hexdigest()[:16]}"
+        self._key = hmac.digest(key, f"provider set of {installation_id}".encode(), hashlib.sha256)
+        self._name = f"lurus:provider:set:{installation_id}"
         self._skip_until = float("-inf")
 
     async def get(self) -> WatchProvidersResponse | None:
@@ -112,7 +113,7 @@ class SetCache:
 
 
 @asynccontextmanager
-async def open_cache(url: str, key: bytes) -> AsyncIterator[SetCache]:
+async def open_cache(url: str, key: bytes, installation_id: str) -> AsyncIterator[SetCache]:
     """Gives a cache; nothing is connected before it is used."""
     redis = Redis.from_url(
         url,
@@ -122,7 +123,7 @@ async def open_cache(url: str, key: bytes) -> AsyncIterator[SetCache]:
         max_connections=MAX_CONNECTIONS,
     )
     try:
-        yield SetCache(redis, key)
+        yield SetCache(redis, key, installation_id)
     finally:
         await _close(redis.aclose)
 

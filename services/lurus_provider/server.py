@@ -49,7 +49,8 @@ async def provider_server(settings: Settings) -> AsyncIterator[int]:
         await stack.enter_async_context(_owned(feed.run()))
         cache = None
         if settings.redis_url:
-            cache = await stack.enter_async_context(open_cache(settings.redis_url, key))
+            opened = open_cache(settings.redis_url, key, await store.installation_id())
+            cache = await stack.enter_async_context(opened)
         session = await stack.enter_async_context(open_session(http_hosts))
         current = CurrentSet(store, cache, known)
         servicer = ProviderServicer(store, current, feed, session, key, http_hosts)

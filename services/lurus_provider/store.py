@@ -82,6 +82,11 @@ class ProviderStore:
         async with postgres.connection(self._pool) as connection:
             return int(await connection.fetchval(_REVISION))
 
+    async def installation_id(self) -> str:
+        """Returns what tells this database from others."""
+        async with postgres.connection(self._pool) as connection:
+            return str(await connection.fetchval("SELECT installation_id FROM provider.revision"))
+
     async def changes(self, since: int | None) -> WatchProvidersResponse:
         """Returns what changed after a revision, or the whole set if that is None, too old or unheard of.
 

@@ -5,7 +5,9 @@
 -- their order, so who has seen one has seen all before it.
 CREATE TABLE revision (
     is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
-    revision bigint NOT NULL
+    revision bigint NOT NULL,
+    -- Tells this database from others that share a Redis.
+    installation_id uuid NOT NULL DEFAULT gen_random_uuid()
 );
 INSERT INTO revision (revision) VALUES (0);
 
