@@ -216,9 +216,11 @@ def _fill_body(message: Message, field_name: str, body: bytes) -> None:
         target.SetInParent()
     elif not body.strip():
         return
+    if not body.lstrip().startswith(b"{"):
+        raise InvalidRequest("the body must be a JSON object", param="body")
     try:
         json_format.Parse(body, target, max_recursion_depth=MAX_JSON_DEPTH)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         param = _param_of(error) or "body"
         raise InvalidRequest(_first_line(error), param=param) from error
 

@@ -106,8 +106,9 @@ class Transcoder:
             return
         binding, values = self._find(scope["method"], path)
         inbound = read_headers(scope["headers"])
-        check_content_type(inbound.content_type)
         body = await read_body(receive, inbound.content_coding, MAX_REST_BODY_BYTES, _hold_nothing)
+        if body:
+            check_content_type(inbound.content_type)
         request = request_of(binding, values, scope["query_string"].decode("ascii"), body)
         metadata = _metadata(scope, inbound)
         if binding.method.server_streaming:

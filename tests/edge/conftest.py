@@ -153,6 +153,7 @@ async def running_edge(
     channels: Channels,
     services: Mapping[str, grpc.aio.Channel] = MappingProxyType({}),
     readiness: Readiness = _ready,
+    share_port: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Edge]:
     """Serves an edge with these settings in front of a scripted routing service."""
@@ -163,7 +164,11 @@ async def running_edge(
         session = await stack.enter_async_context(aiohttp.ClientSession())
         server = await stack.enter_async_context(
             edge_server(
-                Settings(**chosen), routing_channel=channel, service_channels=services, readiness=readiness
+                Settings(**chosen),
+                routing_channel=channel,
+                service_channels=services,
+                readiness=readiness,
+                share_port=share_port,
             )
         )
         yield Edge(server, routing, session)
@@ -187,8 +192,18 @@ def edge(shared_edge: Edge) -> Edge:
 def make_edge(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Makes an edge of a test's own, with settings."""
 
+    def make(channels: Channels = request.param, **settings: Any) -> Any:
+        return running_edge(channels, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def in_process_edge() -> Callable[..., Any]:
+    """Makes an edge on the in-process channel, with settings and services."""
+
     def make(**settings: Any) -> Any:
-        return running_edge(request.param, **settings)
+        return running_edge(_in_process, **settings)
 
     return make
 
