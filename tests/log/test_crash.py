@@ -19,7 +19,9 @@ from lurus_common import bus
 from lurus_common.errors import DependencyUnavailable
 from lurus_common.rpc import error_of, open_channel
 from lurus_common.settings import Settings, to_environment
+from lurus_log.queries import Query
 from lurus_log.server import log_server
+from lurus_log.store import LogStore
 from lurus_switch.embedded import DataDir, EmbeddedBackends
 
 from .conftest import TOKEN
@@ -125,6 +127,10 @@ async def test_a_service_killed_between_insert_and_ack_stores_nothing_twice(
 ) -> None:
     events = [make_event(n) for n in range(900)]
     await publish(own_jetstream, events)
+    store = LogStore(own_settings.clickhouse_url)
+    await store.start()
+    # Else the repeats are soon merged away, and this would show nothing.
+    await store._connected().command("SYSTEM STOP MERGES usage_events")
     path = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for _ in range(2):
         child = await asyncio.create_subprocess_exec(
@@ -137,6 +143,14 @@ async def test_a_service_killed_between_insert_and_ack_stores_nothing_twice(
         log_server(own_settings) as port,
         open_channel(f"127.0.0.1:{port}", TOKEN) as channel,
     ):
-        await eventually(lambda: is_true(LogServiceStub(channel), events))
-        await asyncio.sleep(ACK_WAIT_SECONDS)
+        await eventually(lambda: is_drained(own_jetstream))
+        [[rows]] = await store._select(Query("SELECT count() FROM usage_events"))
+        assert isinstance(rows, int)
+        assert rows > len(events)
         assert await is_true(LogServiceStub(channel), events)
+    await store.close()
+
+
+async def is_drained(jetstream: JetStreamContext) -> bool:
+    info = await jetstream.consumer_info(bus.STREAM_NAME, "log")
+    return not info.num_pending and not info.num_ack_pending
