@@ -40,6 +40,7 @@ _AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,  # the driver lost track of a connection that was cut or timed out
 )
 # The server is there and cannot do this now; the same call may succeed later.
 _UNABLE = (
@@ -78,17 +79,21 @@ async def open_pool(url: str, *, schema: str, max_size: int = MAX_CONNECTIONS) -
         "timezone": "UTC",
     }
 
-    async def create() -> asyncpg.Pool:
-        return await asyncpg.create_pool(
-            url,
-            min_size=1,
-            max_size=max_size,
-            timeout=CONNECT_SECONDS,
-            command_timeout=COMMAND_SECONDS,
-            server_settings=settings,
-        )
-
-    return await patiently("PostgreSQL", create, _AWAY)
+    # Without a floor: the pool would try to restore it with a traceback a second.
+    pool = await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=max_size,
+        timeout=CONNECT_SECONDS,
+        command_timeout=COMMAND_SECONDS,
+        server_settings=settings,
+    )
+    try:
+        await patiently("PostgreSQL", lambda: pool.fetchval("SELECT 1"), _AWAY)
+    except BaseException:
+        pool.terminate()
+        raise
+    return pool
 
 
 async def close_pool(pool: asyncpg.Pool) -> None:
@@ -136,7 +141,12 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
     """
     with translated_errors():
         async with pool.acquire(timeout=ACQUIRE_SECONDS) as lent:
-            yield lent
+            try:
+                yield lent
+            except TimeoutError:
+                # The answer may still come: nobody can use this connection again.
+                lent.terminate()
+                raise
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -115,13 +115,15 @@ class SetCache:
 @asynccontextmanager
 async def open_cache(url: str, key: bytes, installation_id: str) -> AsyncIterator[SetCache]:
     """Gives a cache; nothing is connected before it is used."""
-    redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=TIMEOUT_SECONDS,
         socket_timeout=TIMEOUT_SECONDS,
         socket_connect_timeout=TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         max_connections=MAX_CONNECTIONS,
     )
+    redis = Redis.from_pool(pool)
     try:
         yield SetCache(redis, key, installation_id)
     finally:

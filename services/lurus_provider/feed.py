@@ -103,8 +103,10 @@ class Feed:
             try:
                 await self._listen()
             except DependencyUnavailable as error:
-                self._known.doubt()
                 log.warning("changes of providers are not seen: %s", error.message)
+            except Exception:
+                log.exception("changes of providers are not seen")
+            self._known.doubt()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def responses(self) -> AsyncIterator[WatchProvidersResponse]:
