@@ -1,0 +1,1 @@
+"""The commands of `lurus`, one module a noun."""
