@@ -10,6 +10,7 @@ from lurus_switch.embedded.errors import (
     PortTaken,
     StartFailed,
 )
+from lurus_switch.embedded.launch import die_with_parent
 from lurus_switch.embedded.spec import ProcessEvent, ProcessSpec, ProcessState, ProcessStatus
 from lurus_switch.embedded.supervisor import Supervisor
 
@@ -29,5 +30,6 @@ __all__ = [
     "ProcessStatus",
     "StartFailed",
     "Supervisor",
+    "die_with_parent",
     "free_port",
 ]

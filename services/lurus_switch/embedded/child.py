@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from signal import SIGKILL, Signals
 
@@ -43,6 +44,7 @@ class Child:
         finally:
             os.close(log_file)
         self.pid = self._popen.pid
+        self._pidfd: int | None = None
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._watch()
         try:
@@ -54,19 +56,25 @@ class Child:
     def _watch(self) -> None:
         """Resolves `exit` when the process ends: by a pidfd on the loop, else by a thread."""
         loop = asyncio.get_running_loop()
-        if hasattr(os, "pidfd_open"):
+        try:
             self._pidfd = os.pidfd_open(self.pid)
-            loop.add_reader(self._pidfd, self._reap)
+        except (AttributeError, OSError):  # not Linux, or forbidden in a container
+            threading.Thread(target=self._wait_in_thread, args=(loop,), daemon=True).start()
         else:
-            waiting = loop.run_in_executor(None, os.waitid, os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            waiting.add_done_callback(lambda _: self._reap())
+            loop.add_reader(self._pidfd, self._reap)
+
+    def _wait_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
         """Collects the exit code and ends what is left in the process's group while its pid is still ours."""
         if self.exit.done():
             return
-        if hasattr(self, "_pidfd"):
-            asyncio.get_running_loop().remove_reader(self._pidfd)
+        if self._pidfd is not None:
+            self.exit.get_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, SIGKILL)

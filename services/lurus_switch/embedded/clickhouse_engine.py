@@ -32,12 +32,14 @@ SERVER_SETTINGS = {
     "text_index_tokens_cache_size": 1024**2,
     "text_index_header_cache_size": 1024**2,
     "text_index_postings_cache_size": 1024**2,
-    "max_thread_pool_size": 64,
-    "max_thread_pool_free_size": 4,
-    "max_io_thread_pool_size": 8,
-    "max_io_thread_pool_free_size": 0,
-    "background_pool_size": 2,
 }
+"""For one machine; by default the caches may grow to gigabytes.
+
+The sizes of thread pools cannot be set: importing chdb starts an engine in
+memory, which fixes them. Up to 150 threads idle after parts were merged; they
+cost next to nothing.
+"""
+
 QUERY_SETTINGS = {
     "max_threads": "4",
     "max_insert_threads": "1",

@@ -155,6 +155,12 @@ class DataDir:
             lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DataDirUnusable(f"cannot use the data directory {self.path}: {error}") from error
+        if os.fstat(lock).st_uid != os.geteuid():
+            owner = os.fstat(lock).st_uid
+            os.close(lock)
+            raise DataDirUnusable(
+                f"{self.path} was made by the user with the id {owner}; run this as that user"
+            )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

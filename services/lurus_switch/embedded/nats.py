@@ -51,7 +51,6 @@ class Nats:
             prepare=self.prepare,
             ready=self.ready,
             env={"GOMEMLIMIT": MEMORY_LIMIT, "GOTRACEBACK": "single"},
-            clean_exit_codes=frozenset({0, 1}),
         )
 
     async def prepare(self) -> None:

