@@ -107,6 +107,7 @@ async def _service_channels(stack: AsyncExitStack, settings: Settings) -> Mappin
             ("provider", settings.provider_address),
             ("billing", settings.billing_address),
             ("log", settings.log_address),
+            ("routing", settings.routing_address),
         )
     }
 

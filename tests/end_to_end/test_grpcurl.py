@@ -43,4 +43,5 @@ def test_every_command_of_the_page_works_in_order(mesh: Mesh) -> None:
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             assert done.stdout.strip(), f"{command} printed nothing"
     finally:
-        mesh.rest("DELETE", "providers/house-llm")
+        headers = {"authorization": f"Bearer {mesh.admin_token}"}
+        mesh.http.delete("/api/v1/providers/house-llm", headers=headers)

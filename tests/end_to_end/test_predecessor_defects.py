@@ -173,9 +173,9 @@ async def test_i_without_a_key_nothing_is_served(mesh: Mesh) -> None:
 
 
 class TestSlowStream:
-    """Ten minutes in the time that a setting scales them to: total 600 s → 3 s of first-event and idle time."""
+    """Ten minutes, scaled down by settings: a stream of 5 s under timers of 1 s."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def slow_mesh(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         timers = {
             "upstream_first_event_seconds": "1",
@@ -243,7 +243,8 @@ async def test_n_the_body_is_the_clients_but_for_the_models_value(
 ) -> None:
     body = (
         b'{ "temperature" : 1.0, "unknown":{"model":"defect-n-x","deep":[1e3, 12345678901234567890]},\n'
-        b'\t"model":  "defect-n-x" ,"messages":[{"role":"user","content":"\\u00e9 \\"model\\": \\"defect-n-x\\""}]}'
+        b'\t"model":  "defect-n-x" ,"messages":[{"role":"user",'
+        b'"content":"\\u00e9 \\"model\\": \\"defect-n-x\\""}]}'
     )
     async with scripted(mesh, "defect-n") as upstream:
         upstream.script = plain({"error": {"message": "no", "type": "invalid_request_error"}}, status=400)

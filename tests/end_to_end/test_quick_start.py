@@ -171,9 +171,9 @@ class TestOpenAiSdk:
     def test_models_and_an_unknown_key(self, mesh: Mesh) -> None:
         with self.client(mesh) as client:
             assert "sandbox-text" in {model.id for model in client.models.list()}
-        with openai.OpenAI(base_url=f"{mesh.base_url}/v1", api_key="lsk_wrong") as stranger:
-            with pytest.raises(openai.AuthenticationError):
-                stranger.models.list()
+        stranger = openai.OpenAI(base_url=f"{mesh.base_url}/v1", api_key="lsk_wrong")
+        with stranger, pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
 
 
 class TestAnthropicSdk:
