@@ -146,7 +146,7 @@ class TestClient:
     async def test_binary_data_may_contain_anything(self, client: AsyncClient) -> None:
         """The bytes of the numbers contain line breaks, semicolons and quotes."""
         await client.command("CREATE TABLE anything (id UInt64, s String) ENGINE = MergeTree ORDER BY id")
-        data = [[i, ";\n\n'" * (i % 3)] for i in range(70_000)]
+        data: list[tuple[int, str]] = [(i, ";\n\n'" * (i % 3)) for i in range(70_000)]
         await client.insert(
             "anything", data, column_names=["id", "s"], settings={"max_insert_block_size": 1000}
         )
@@ -173,6 +173,13 @@ class TestClient:
     async def test_totals_are_not_lost(self, client: AsyncClient) -> None:
         query = "SELECT number % 2 AS k, count() FROM numbers(10) GROUP BY k WITH TOTALS ORDER BY k"
         assert await client.raw_query(query, fmt="TSV") == b"0\t5\n1\t5\n\n0\t10\n"
+
+    async def test_a_long_statement_is_read_to_its_end(self, client: AsyncClient) -> None:
+        numbers = ",".join(str(i) for i in range(20_000))
+        answer = await client.raw_query(
+            f"SELECT number FROM numbers(200000) WHERE number IN ({numbers})", fmt="JSON"
+        )
+        assert json.loads(answer)["rows"] == 20_000
 
     async def test_several_statements_are_refused(self, client: AsyncClient) -> None:
         with pytest.raises(DatabaseError, match="Multi-statements"):

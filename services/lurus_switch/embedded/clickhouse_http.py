@@ -163,6 +163,9 @@ class Handler(BaseHTTPRequestHandler):
             if len(text) >= STATEMENT_HEAD_BYTES:
                 break
         statement = read_statement(text)
+        if statement.insert is None:
+            text = _whole(text, body)
+            statement = read_statement(text)
         if self.command == "GET" and not statement.answers:
             raise failure(READONLY, "READONLY", "Cannot execute query in readonly mode. Use POST for changes")
         if statement.is_several:
@@ -175,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
                 session.insert(statement.insert, data, summary)
                 self._send(200, self._headers(request, summary), b"")
             else:
-                self._query(request, session, statement, _whole(text, body).decode(errors="replace"))
+                self._query(request, session, statement, text.decode(errors="replace"))
 
     def _query(self, request: Request, session: Session, statement: Statement, sql: str) -> None:
         summary = Summary()

@@ -75,7 +75,7 @@ class Request:
 
 
 def read_request(target: str, headers: Message) -> Request:
-    """Reads the URL and the headers. An absent user is `default`, an absent database `lurus_switch`'s own."""
+    """Reads the URL and the headers. An absent user or database is `default`."""
     url = urlsplit(target)
     fields = dict(parse_qsl(url.query, keep_blank_values=True, max_num_fields=MAXIMUM_PARAMETERS))
     user, password = _credentials(fields, headers)

@@ -226,9 +226,9 @@ class Postgres:
             return
         for directory, _, files in os.walk(path):
             for name in files:
-                os.chown(Path(directory) / name, owner, owner)
-            os.chown(directory, owner, owner)
-        os.chown(path, owner, owner)
+                os.lchown(Path(directory) / name, owner, owner)
+            os.lchown(directory, owner, owner)
+        os.lchown(path, owner, owner)
 
     def _write_settings(self) -> None:
         settings = {**SETTINGS, "port": str(self.port)}
@@ -239,7 +239,7 @@ class Postgres:
         self._own(path)
 
     async def _wait_for_orphans(self) -> None:
-        """Waits until no process of an earlier run uses the cluster; removes a lock that names a stranger.
+        """Waits until no earlier process uses the cluster; removes a lock of nobody or of a stranger.
 
         PostgreSQL takes any live process of its user with the pid in the lock
         for its predecessor; after a reboot or in a container that is often
@@ -253,7 +253,7 @@ class Postgres:
                     f"another PostgreSQL, process {lines[0]}, uses {self._cluster}; stop it first"
                 )
             await asyncio.sleep(ORPHAN_POLL_SECONDS)
-        if lines and start_time(int(lines[0])) is not None:
+        if lines and (not lines[0].isdigit() or start_time(int(lines[0])) is not None):
             lock.unlink(missing_ok=True)
 
 
