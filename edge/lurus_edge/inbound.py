@@ -13,8 +13,8 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 MAX_KNOWN_NAMES = 4096
 MAX_CREDENTIALS = 4
 MAX_CREDENTIAL_CHARACTERS = 4096
-# For the routing service itself, which lets none of them through to a provider.
-FOR_ROUTING = frozenset({b"x-lurus-strict", b"traceparent"})
+# For the routing service itself, which lets it through to no provider.
+STRICT = b"x-lurus-strict"
 CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "iso-8859-1"})
 
 # Source: W3C Trace Context §3.2.
@@ -30,7 +30,7 @@ _READ_HERE = frozenset(
         b"upgrade",
     }
 )
-# Decoded names of headers that go on, an empty text for those that do not.
+# Of all other headers: the name of those that go on, an empty text for those that do not.
 _names: dict[bytes, str] = {}
 
 
@@ -64,14 +64,11 @@ def read_headers(headers: RawHeaders) -> Inbound:
     passed = inbound.headers
     listed: frozenset[bytes] = frozenset()
     for name, value in headers:
-        if name in _READ_HERE:
-            if name == b"connection":
-                listed = listed | _listed(value)
-            elif not _note(inbound, name, value):
-                continue
         text = _names.get(name)
         if text is None:
-            text = _known(name)
+            if name == b"connection":
+                listed |= _listed(value)
+            text = _read_here(inbound, name, value) if name in _READ_HERE else _learn(name)
         if text:
             passed.append({"name": text, "value": value})
     if listed:
@@ -79,21 +76,22 @@ def read_headers(headers: RawHeaders) -> Inbound:
     return inbound
 
 
-def _note(inbound: Inbound, name: bytes, value: bytes) -> bool:
-    """Keeps what the edge itself needs; False if the header is junk."""
+def _read_here(inbound: Inbound, name: bytes, value: bytes) -> str:
+    """Keeps what the edge itself needs; returns the name if the header goes on as well."""
     if name == b"content-type":
         inbound.content_type = value
-    elif name == b"traceparent":
-        return _TRACEPARENT.match(value) is not None
-    elif name == b"content-encoding":
+        return "content-type"
+    if name == b"traceparent":
+        return "traceparent" if _TRACEPARENT.match(value) else ""
+    if name == b"content-encoding":
         inbound.content_coding = inbound.content_coding + b"," + value if inbound.content_coding else value
     elif name == b"upgrade":
         inbound.upgrade = value.lower()
     elif name == b"x-api-key":
         _note_credential(inbound.api_keys, value)
-    elif value[:7].lower() == b"bearer ":
+    elif name == b"authorization" and value[:7].lower() == b"bearer ":
         _note_credential(inbound.bearers, value[7:])
-    return True
+    return ""
 
 
 def _note_credential(credentials: list[str], value: bytes) -> None:
@@ -109,9 +107,9 @@ def _listed(connection: bytes) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in connection.split(b","))
 
 
-def _known(name: bytes) -> str:
+def _learn(name: bytes) -> str:
     text = name.decode("latin-1")
-    if name not in FOR_ROUTING and not _may_pass(text):
+    if name != STRICT and not _may_pass(text):
         text = ""
     if len(_names) < MAX_KNOWN_NAMES:
         _names[name] = text

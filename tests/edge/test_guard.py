@@ -389,6 +389,12 @@ async def test_b36_garbage_behind_a_running_stream_waits_for_its_end(rig: Rig) -
     assert rig.app.paths == ["/sse"]
 
 
+async def test_b36_garbage_behind_an_answer_without_a_body_is_answered_after_it(rig: Rig) -> None:
+    answer = await rig.send(b"HEAD /ok HTTP/1.1\r\n" + HOST + b"\r\nGARBAGE\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1 400") == 1
+
+
 async def test_b36_a_bad_body_behind_a_running_stream_is_never_executed(rig: Rig) -> None:
     sse = b"GET /sse HTTP/1.1\r\n" + HOST + b"\r\n"
     answer = await rig.send(sse + CHUNKED + b"zz\r\n")
