@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def http_hosts(self) -> frozenset[str]:
         """Hosts that may be called with plain http or on a private address."""
-        return frozenset(host.strip() for host in self.allowed_http_hosts.split(",") if host.strip())
+        return frozenset(host.strip().lower() for host in self.allowed_http_hosts.split(",") if host.strip())
 
     def credential_key_bytes(self) -> bytes:
         """The 32 bytes that seal provider credentials.

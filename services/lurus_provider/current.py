@@ -1,9 +1,11 @@
 """The current set: from memory, else from Redis, else from PostgreSQL."""
 
 import asyncio
+import time
 
 from prometheus_client import Counter
 
+from lurus_common.errors import DependencyUnavailable
 from lurus_provider.cache import SetCache
 from lurus_provider.collection import ProviderSet
 from lurus_provider.credentials import without_secrets
@@ -33,6 +35,8 @@ class CurrentSet:
         self._known = known
         self._kept: ProviderSet | None = None
         self._lock = asyncio.Lock()
+        self._failure: DependencyUnavailable | None = None
+        self._failure_time = 0.0
         self._memory = READS.labels("memory")
         self._redis = READS.labels("redis")
         self._database = READS.labels("database")
@@ -44,10 +48,15 @@ class CurrentSet:
             DependencyUnavailable: PostgreSQL is away and Redis has none.
         """
         kept = self._from_memory()
-        if kept is None:
-            async with self._lock:
-                kept = self._from_memory() or await self._from_redis() or await self._from_database()
-                self._kept = kept
+        if kept is not None:
+            return kept
+        started = time.monotonic()
+        async with self._lock:
+            if self._failure and self._failure_time > started:
+                # Somebody asked while we waited for our turn; asking again would only add the waits.
+                raise self._failure
+            kept = self._from_memory() or await self._from_redis() or await self._from_database()
+            self._kept = kept
         return kept
 
     def _from_memory(self) -> ProviderSet | None:
@@ -65,7 +74,11 @@ class CurrentSet:
         return ProviderSet(message)
 
     async def _from_database(self) -> ProviderSet:
-        message = await self._store.changes(None)
+        try:
+            message = await self._store.changes(None)
+        except DependencyUnavailable as error:
+            self._failure, self._failure_time = error, time.monotonic()
+            raise
         shown = [without_secrets(provider) for provider in message.providers]
         del message.providers[:]
         message.providers.extend(shown)

@@ -45,13 +45,14 @@ _BURY = """
 INSERT INTO provider.deletion (kind, id, revision) VALUES ($1, $2, $3)
 ON CONFLICT (kind, id) DO UPDATE SET revision = excluded.revision
 """
+# By kind and id: `model:gpt-5`; catalogue items are named the same way.
+_UNBURY = "DELETE FROM provider.deletion WHERE kind || ':' || id = ANY($1::text[])"
 _NEW_ITEMS = """
 INSERT INTO provider.catalogue_item (item_id) SELECT unnest($1::text[])
 ON CONFLICT DO NOTHING RETURNING item_id
 """
-_OWN_PRICE = """
-SELECT 1 FROM provider.price WHERE model = $1 AND provider_id = '' AND NOT starts_with(price_id, $2) LIMIT 1
-"""
+_MODEL_IDS = "SELECT model_id FROM provider.model"
+_OWN_PRICES = "SELECT model FROM provider.price WHERE provider_id = '' AND NOT starts_with(price_id, $1)"
 
 
 @dataclass(slots=True)
@@ -167,21 +168,21 @@ class ProviderStore:
         async with self._writing() as write:
             rows = await write.connection.fetch(_NEW_ITEMS, [*items, *dated])
             new = {row["item_id"] for row in rows}
-            for name in new & items.keys():
-                if await MODELS.read(write.connection, items[name].model_id) is None:
-                    await self._put(write, MODELS, items[name])
-            for name in new & dated.keys():
-                own = await write.connection.fetchval(_OWN_PRICE, dated[name].model, CATALOGUE_PREFIX)
-                if own is None:
-                    await self._put(write, PRICES, dated[name])
+            if new:
+                there = {row["model_id"] for row in await write.connection.fetch(_MODEL_IDS)}
+                own = {row["model"] for row in await write.connection.fetch(_OWN_PRICES, CATALOGUE_PREFIX)}
+                models = [items[name] for name in items if name in new and items[name].model_id not in there]
+                prices = [dated[name] for name in dated if name in new and dated[name].model not in own]
+                await MODELS.put_all(write.connection, models, write.revision)
+                await PRICES.put_all(write.connection, prices, write.revision)
+                await write.connection.execute(_UNBURY, list(new))
+                write.has_changed = True
         return len(new)
 
     async def _put(self, write: _Write, table: Table[Resource], resource: Resource) -> Resource:
         key = table.id_of(resource)
         await table.put(write.connection, resource, write.revision)
-        await write.connection.execute(
-            "DELETE FROM provider.deletion WHERE kind = $1 AND id = $2", table.kind, key
-        )
+        await write.connection.execute(_UNBURY, [f"{table.kind}:{key}"])
         write.has_changed = True
         return await _existing(write.connection, table, key)
 

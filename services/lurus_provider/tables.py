@@ -110,7 +110,12 @@ class ModelTable:
         pass
 
     async def put(self, connection: Connection, resource: Model, revision: int) -> None:
-        await connection.execute(self._PUT, resource.model_id, rows.content_of(resource), revision)
+        await self.put_all(connection, [resource], revision)
+
+    async def put_all(self, connection: Connection, resources: Sequence[Model], revision: int) -> None:
+        """Inserts models, or replaces those with their ids."""
+        values = [(model.model_id, rows.content_of(model), revision) for model in resources]
+        await connection.executemany(self._PUT, values)
 
 
 def _placeholders(columns: Sequence[str]) -> str:
@@ -154,13 +159,18 @@ class PriceTable:
         if owner and not await connection.fetchval(query, owner):
             raise NotFound("no such provider", resource="provider", id=owner)
         try:
-            await connection.execute(self._PUT, *rows.price_values(resource), revision)
+            await self.put_all(connection, [resource], revision)
         except asyncpg.UniqueViolationError as error:
             raise AlreadyExists(
                 "another price of this model and provider counts from the same moment on",
                 resource="price",
                 id=resource.price_id,
             ) from error
+
+    async def put_all(self, connection: Connection, resources: Sequence[Price], revision: int) -> None:
+        """Inserts prices, or replaces those with their ids; does not ask for their providers."""
+        values = [(*rows.price_values(price), revision) for price in resources]
+        await connection.executemany(self._PUT, values)
 
 
 PROVIDERS = ProviderTable()

@@ -93,6 +93,9 @@ async def test_without_redis_reads_say_that_postgresql_is_away(
                         assert error.code() is grpc.StatusCode.UNAVAILABLE
                         break
                     await asyncio.sleep(0.1)
+            calls = [refused(stub.ListProviders(request)) for _ in range(5)]
+            async with asyncio.timeout(10):  # together, not one after the other
+                assert all(isinstance(error, DependencyUnavailable) for error in await asyncio.gather(*calls))
             async with session.get(f"http://127.0.0.1:{ops}/ready") as response:
                 assert response.status == 503
                 assert (await response.json())["problems"] == {"postgresql": "does not answer"}
