@@ -42,6 +42,8 @@ _AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.InternalClientError,  # the driver lost track of a connection that was cut or timed out
 )
+# While a server is being set up, its database appears a moment after it answers.
+_NOT_UP_YET = (*_AWAY, asyncpg.InvalidCatalogNameError)
 # The server is there and cannot do this now; the same call may succeed later.
 _UNABLE = (
     asyncpg.QueryCanceledError,
@@ -89,7 +91,7 @@ async def open_pool(url: str, *, schema: str, max_size: int = MAX_CONNECTIONS) -
         server_settings=settings,
     )
     try:
-        await patiently("PostgreSQL", lambda: pool.fetchval("SELECT 1"), _AWAY)
+        await patiently("PostgreSQL", lambda: pool.fetchval("SELECT 1"), _NOT_UP_YET)
     except BaseException:
         pool.terminate()
         raise
