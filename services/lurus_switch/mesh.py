@@ -143,6 +143,8 @@ def _silence(place: Place) -> str:
         return f"the mesh of {place.data_dir} has ended"
     if place.run:
         return f"a service of the mesh in {place.data_dir} does not answer"
+    if place.is_here:
+        return f"no mesh runs in {place.data_dir}, and nobody answers at the addresses of the settings"
     return "nobody answers at the addresses of the settings"
 
 

@@ -11,6 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lurus.usage.v1.usage_pb2 import Tokens
+
 Row = TypeVar("Row")
 Column = tuple[str, Callable[[Row], str]]
 
@@ -132,3 +134,9 @@ def short_duration(message: Any, field: str) -> str:
         return ""
     value = milliseconds(getattr(message, field))
     return f"{value} ms" if value < 10_000 else f"{value / 1000:.1f} s"
+
+
+def all_input(tokens: Tokens) -> int:
+    """Returns the input tokens, whether fresh, read from a cache or written to one."""
+    writes = tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
+    return tokens.input + tokens.cache_read + writes

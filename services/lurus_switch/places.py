@@ -95,6 +95,11 @@ class Place:
         """Returns the place that the process's own environment and directory mean."""
         return cls(data_dir, os.environ)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether a mesh has ever run in the data directory."""
+        return (self.data_dir / "secrets" / ADMIN_TOKEN).exists()
+
     def address(self, area: str) -> str:
         """Returns HOST:PORT of a service."""
         name = f"{area}_address"
