@@ -128,26 +128,32 @@ class InProcessStream:
         self._responses = responses
         self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         self._closing = closing
-        self._done = False
+        self._reader: asyncio.Task[Any] | None = None
+        self._is_done = False
+        self._is_cancelled = False
 
     def __aiter__(self) -> "InProcessStream":
         return self
 
     async def __anext__(self) -> Any:
+        if self._is_done:
+            raise asyncio.CancelledError if self._is_cancelled else StopAsyncIteration
+        self._reader = asyncio.current_task()
         try:
             if self._deadline is None:
                 return await self._responses.__anext__()
             async with asyncio.timeout_at(self._deadline):
                 return await self._responses.__anext__()
-        except StopAsyncIteration:
-            self._done = True
+        except BaseException as error:
+            # Whatever it was has ended the handler too: it runs in this very task.
+            self._is_done = True
+            if isinstance(error, _Abort):
+                raise _failure(error.code, error.details, error.trailing) from None
+            if isinstance(error, TimeoutError):
+                raise _failure(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", ()) from None
             raise
-        except _Abort as abort:
-            self._done = True
-            raise _failure(abort.code, abort.details, abort.trailing) from None
-        except TimeoutError:
-            self.cancel()
-            raise _failure(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", ()) from None
+        finally:
+            self._reader = None
 
     async def read(self) -> Any:
         """Returns the next response, or `grpc.aio.EOF`."""
@@ -157,10 +163,16 @@ class InProcessStream:
             return grpc.aio.EOF
 
     def cancel(self) -> bool:
-        """Stops the handler where it waits; False if it had finished."""
-        if self._done:
+        """Stops the handler where it waits; False if it had finished.
+
+        A task that waits for the next response is cancelled with it, as by grpc.aio.
+        """
+        if self._is_done:
             return False
-        self._done = True
+        self._is_done = self._is_cancelled = True
+        if self._reader is not None:
+            self._reader.cancel()
+            return True
         task = asyncio.ensure_future(self._close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -168,7 +180,7 @@ class InProcessStream:
 
     def done(self) -> bool:
         """Whether the call has ended."""
-        return self._done
+        return self._is_done
 
     async def _close(self) -> None:
         close = getattr(self._responses, "aclose", None)

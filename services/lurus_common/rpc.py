@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -82,9 +83,7 @@ def make_server(
     return grpc.aio.server(interceptors=list(interceptors), options=options)
 
 
-def server_interceptors(
-    admin_token: str, open_methods: Iterable[str] = ()
-) -> list[grpc.aio.ServerInterceptor]:
+def server_interceptors(admin_token: str, open_methods: Iterable[str] = ()) -> list["HandlerInterceptor"]:
     """The interceptors of every server, outermost first: errors, token, rules.
 
     Args:
@@ -136,8 +135,9 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor):
     def stream(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             await self.before(request, context, method)
-            async for response in inner(request, context):
-                yield response
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
         return call
 
@@ -147,6 +147,10 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor):
 
 class ErrorInterceptor(HandlerInterceptor):
     """Turns exceptions into statuses; everything unexpected is INTERNAL without its text."""
+
+    def wrap(self, handler: RpcHandler, method: str) -> RpcHandler:
+        # Health and reflection are not ours: they report their own failures, in their own style.
+        return super().wrap(handler, method) if method.startswith("/lurus.") else handler
 
     def unary(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> Any:
@@ -159,16 +163,14 @@ class ErrorInterceptor(HandlerInterceptor):
 
     def stream(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            responses = inner(request, context)
             try:
-                async for response in responses:
-                    yield response
+                # A caller that leaves closes this generator only: that is passed on at
+                # once, since what is inside may hold a call to a provider.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await _abort(context, error, method)
-            finally:
-                # A caller that leaves closes this generator only: pass it on at once,
-                # since what is inside holds an upstream call.
-                await responses.aclose()
 
         return call
 
@@ -201,6 +203,8 @@ class _AnyKindInterceptor(HandlerInterceptor):
         await self._check(request, context, method)
 
     def wrap(self, handler: RpcHandler, method: str) -> RpcHandler:
+        if handler.stream_unary:
+            raise NotImplementedError(f"{method} is of a kind that nobody guards")
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
                 self.stream(handler.stream_stream, method),

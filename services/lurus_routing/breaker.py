@@ -2,7 +2,7 @@
 
 One breaker per provider, credential and model counts transient failures. A
 credential that was refused, or a throttle with a time to wait, is a bench: a
-moment until which the credential is skipped.
+moment until which the credential is skipped (see `health`).
 """
 
 from collections import deque
@@ -16,8 +16,10 @@ WINDOW_SHARE = 0.5
 WINDOW_MAXIMUM = 1000
 OPEN_SECONDS = 30.0
 MAX_OPEN_SECONDS = 300.0
-# A probe that never reports back (its worker task died) frees the slot after this.
-PROBE_SECONDS = 120.0
+# A probe that takes longer (a plain answer may take minutes) does not keep the next one waiting.
+PROBE_SECONDS = 60.0
+# The number of a call that is no probe.
+ORDINARY = 0
 
 
 class State(StrEnum):
@@ -30,13 +32,20 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class Breaker:
-    """Closed → open (5 in a row, or half of at least 20 in 30 s) → half-open with one probe."""
+    """Closed → open (5 in a row, or half of at least 20 in 30 s) → half-open with one probe.
+
+    Each call is told by `start` whether it is a probe, and reports with that
+    number: while the breaker is not closed, calls from before it opened tell nothing.
+    """
 
     in_a_row: int = 0
     open_until: float = 0.0
     times_open: int = 0
     is_open: bool = False
+    # The probe that is running, and until when it keeps others waiting.
+    probe: int = ORDINARY
     probe_until: float = 0.0
+    probe_count: int = 0
     outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=WINDOW_MAXIMUM))
 
     def state(self, now: float) -> State:
@@ -49,33 +58,47 @@ class Breaker:
         """Whether a call may pass; asking changes nothing."""
         if not self.is_open:
             return True
-        return now >= self.open_until and now >= self.probe_until
+        return now >= self.open_until and not self.is_probed(now)
 
-    def start(self, now: float) -> None:
-        """Notes that a call passes; in half-open it is the one probe."""
-        if self.is_open:
-            self.probe_until = now + PROBE_SECONDS
+    def is_probed(self, now: float) -> bool:
+        """Whether a probe is running that others wait for."""
+        return self.probe != ORDINARY and now < self.probe_until
 
-    def succeed(self, now: float) -> None:
-        """Notes an answer: closes the breaker."""
-        self.in_a_row = 0
+    def start(self, now: float) -> int:
+        """Notes that a call passes; returns the number of its probe, `ORDINARY` if it is none."""
+        if not self.is_open:
+            return ORDINARY
+        self.probe_count += 1
+        self.probe, self.probe_until = self.probe_count, now + PROBE_SECONDS
+        return self.probe
+
+    def succeed(self, now: float, probe: int = ORDINARY) -> None:
+        """Notes an answer; that of a probe closes the breaker."""
         if self.is_open:
-            self.is_open, self.times_open, self.probe_until = False, 0, 0.0
+            if probe == ORDINARY:
+                return
+            self.is_open, self.times_open, self.probe = False, 0, ORDINARY
             self.outcomes.clear()
+        self.in_a_row = 0
         self.outcomes.append((now, True))
 
-    def fail(self, now: float) -> None:
-        """Notes a transient failure; may open the breaker."""
+    def fail(self, now: float, probe: int = ORDINARY) -> None:
+        """Notes a transient failure; may open the breaker, and opens it again if its probe failed."""
+        if self.is_open:
+            if probe != ORDINARY and probe == self.probe:
+                self._open(now)
+            return
         self.in_a_row += 1
         self.outcomes.append((now, False))
-        if self.is_open or self.in_a_row >= FAILURES_IN_A_ROW or self._half_failed(now):
+        if self.in_a_row >= FAILURES_IN_A_ROW or self._has_half_failed(now):
             self._open(now)
 
-    def abandon(self) -> None:
-        """Notes that a call ended without telling anything: the probe is free again."""
-        self.probe_until = 0.0
+    def abandon(self, probe: int = ORDINARY) -> None:
+        """Notes that a call ended without telling anything; if it was the probe, another may be made."""
+        if probe == self.probe:
+            self.probe = ORDINARY
 
-    def _half_failed(self, now: float) -> bool:
+    def _has_half_failed(self, now: float) -> bool:
         while self.outcomes and self.outcomes[0][0] < now - WINDOW_SECONDS:
             self.outcomes.popleft()
         failures = sum(not succeeded for _, succeeded in self.outcomes)
@@ -85,5 +108,5 @@ class Breaker:
         self.is_open = True
         self.times_open += 1
         self.open_until = now + min(OPEN_SECONDS * self.times_open, MAX_OPEN_SECONDS)
-        self.probe_until = 0.0
+        self.probe = ORDINARY
         self.in_a_row = 0

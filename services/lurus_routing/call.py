@@ -1,5 +1,6 @@
 """The facts of one request, from arrival to its usage event."""
 
+import asyncio
 import hashlib
 import re
 import time
@@ -17,24 +18,22 @@ from lurus_common.ids import new_id
 from lurus_common.money import Tokens, cost
 from lurus_dialects.answer import Answer
 from lurus_dialects.request import Peek
+from lurus_routing.candidate import Candidate
+from lurus_routing.health import Permit
 from lurus_routing.leases import Reservation
-from lurus_routing.plan import Candidate, Plan
+from lurus_routing.plan import Plan
 from lurus_routing.pricing import DatedPrice, PriceList
 
 MAX_TEXT = 256
+MAX_MODEL = 512
+MAX_STOP_REASON = 64
 MAX_DECISION_CANDIDATES = 20
-INCOMPLETE_REASONS = frozenset(
-    {
-        "length",
-        "max_tokens",
-        "max_output_tokens",
-        "content_filter",
-        "refusal",
-        "model_context_window_exceeded",
-    }
-)
+MAX_DECISION_BYTES = 65_536
 _SESSION_HEADERS = ("x-claude-code-session-id", "session-id")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_FAILED = frozenset(
+    {usage_pb2.TERMINAL_UPSTREAM_ERROR, usage_pb2.TERMINAL_TRUNCATED, usage_pb2.TERMINAL_TIMEOUT}
+)
 
 
 class Call:
@@ -52,35 +51,46 @@ class Call:
         self.plan = Plan([], [])
         self.reservation: Reservation | None = None
         self.has_intent = False
-        self.settled: UsageEvent | None = None
-        self.response: ClientResponse | None = None
+        # The attempt that runs, or gave the answer.
         self.candidate: Candidate | None = None
-        self.answer: Answer | None = None
+        self.permit: Permit | None = None
+        self.response: ClientResponse | None = None
         self.attempts: list[usage_pb2.Attempt] = []
+        self.upstream_request_id = ""
+        # Its answer, once something of it may be released.
+        self.answer: Answer | None = None
         self.http_status = 0
         self.response_bytes = 0
+        self.checkpointed_bytes = 0
         self.first_event_seconds: float | None = None
+        # Since when the client has not taken what was released; None while we wait for the provider.
+        self.waits_for_client_since: float | None = None
         self.terminal: usage_pb2.Terminal.ValueType = usage_pb2.TERMINAL_REFUSED
         self.error_reason = ""
-        self.is_answered = False
-        self.upstream_request_id = ""
-        self.checkpointed_bytes = 0
+        # The final event, and when it is durable.
+        self.receipt: UsageEvent | None = None
+        self.settled: asyncio.Future[None] | None = None
         self._worker_id = worker_id
+        self._fixed: UsageEvent | None = None
 
     @property
     def model(self) -> str:
         """The model that the client asked for, or an empty string."""
         return self.peeked.model if self.peeked else ""
 
-    @property
-    def is_streaming(self) -> bool:
-        """Whether the client asked for a stream."""
-        return self.peeked is not None and self.peeked.is_streaming
-
     def session(self) -> str:
         """What the client's session is known by, scoped to its account; empty if it has none."""
         hint = self._session_hint()
         return f"{self.grant.account_id}/{hint}" if hint else ""
+
+    def conversation(self) -> str:
+        """What stands in for a session: the same instructions and tools of the same account."""
+        if self.peeked is None:
+            return ""
+        digest = hashlib.blake2b(
+            self.peeked.prefix(), digest_size=16, key=self.grant.account_id.encode()[:64]
+        )
+        return digest.hexdigest()
 
     def _session_hint(self) -> str:
         stated = next((self.headers[name] for name in _SESSION_HEADERS if self.headers.get(name)), b"")
@@ -89,13 +99,18 @@ class Call:
             text = self.peeked.prompt_cache_key or self.peeked.user_id
         if not text or _PLAIN_ID.match(text):
             return text
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def note_release(self, size: int) -> None:
         """Counts bytes on their way to the client."""
         if self.first_event_seconds is None:
             self.first_event_seconds = time.monotonic() - self.start
         self.response_bytes += size
+
+    def close_upstream(self) -> None:
+        """Gives the connection back if the answer was read to its end, else cuts it: the provider stops."""
+        if self.response is not None:
+            self.response.release() if self.response.content.at_eof() else self.response.close()
 
     def tokens(self) -> tuple[Tokens, "usage_pb2.TokenSource.ValueType"]:
         """Returns what is to be charged for, and where the counts come from.
@@ -105,7 +120,7 @@ class Call:
         is more. Nothing, if the provider failed before any content.
         """
         answer = self.answer
-        if answer is None or not self.is_answered:
+        if answer is None:
             return Tokens(), usage_pb2.TOKEN_SOURCE_UNSPECIFIED
         if answer.final_usage_seen:
             return answer.tokens, usage_pb2.TOKEN_SOURCE_PROVIDER
@@ -128,65 +143,69 @@ class Call:
 
     def event(self) -> UsageEvent:
         """Returns what is known now, as a usage event."""
-        tokens, source = self.tokens()
-        price = self.price()
+        if self._fixed is None:
+            self._fixed = self._fixed_part()
+        event = UsageEvent()
+        event.CopyFrom(self._fixed)
+        event.event_time.FromNanoseconds(time.time_ns())
+        event.terminal = self.terminal
+        event.attempts.extend(self.attempts)
+        event.http_status = self.http_status
+        event.error_reason = self.error_reason
+        event.total_duration.FromNanoseconds(int((time.monotonic() - self.start) * 1e9))
+        event.response_bytes = self.response_bytes
+        if self.first_event_seconds is not None:
+            event.first_event_duration.FromNanoseconds(int(self.first_event_seconds * 1e9))
+        if self.reservation is not None:
+            event.lease_id = self.reservation.lease_id
+        self._add_provider(event)
+        self._add_usage(event)
+        return event
+
+    def _fixed_part(self) -> UsageEvent:
+        """What does not change once the plan is made."""
         event = UsageEvent(
             request_id=self.request_id,
             account_id=self.grant.account_id,
             key_id=self.grant.key_id,
             dialect=self.request.dialect,
             path=self.request.path[:MAX_TEXT],
-            is_streaming=self.is_streaming,
+            is_streaming=self.peeked is not None and self.peeked.is_streaming,
             model=self.model,
-            tokens=_token_message(tokens),
-            token_source=source,
-            terminal=self.terminal,
-            attempts=self.attempts,
-            http_status=self.http_status,
-            error_reason=self.error_reason,
-            total_duration=duration(time.monotonic() - self.start),
             request_bytes=len(self.request.body),
-            response_bytes=self.response_bytes,
             session_id=self._session_hint(),
             user_agent=_plain(self.headers.get("user-agent", b"").decode("latin-1")),
             worker_id=self._worker_id,
             decision=self._decision(),
         )
-        event.event_time.FromNanoseconds(time.time_ns())
         event.start_time.FromNanoseconds(self.start_ns)
-        if self.first_event_seconds is not None:
-            event.first_event_duration.CopyFrom(duration(self.first_event_seconds))
-        self._add_provider(event)
-        self._add_cost(event, tokens, price)
         return event
 
     def _add_provider(self, event: UsageEvent) -> None:
-        if self.reservation is not None:
-            event.lease_id = self.reservation.lease_id
-        if self.candidate is not None:
-            event.provider_id, event.credential_id, event.upstream_model = self.candidate.key
-        if self.answer is not None and self.is_answered:
+        if self.candidate is None:
+            return
+        event.provider_id, event.credential_id, upstream_model = self.candidate.key
+        event.upstream_model = upstream_model[:MAX_MODEL]
+        if self.answer is not None:
             event.upstream_request_id = _plain(self.upstream_request_id or self.answer.response_id)
-            event.stop_reason = _plain(self.answer.stop_reason)[:64]
+            event.stop_reason = _plain(self.answer.stop_reason)[:MAX_STOP_REASON]
             event.raw_usage = self.answer.raw_usage
 
-    def _add_cost(self, event: UsageEvent, tokens: Tokens, price: DatedPrice | None) -> None:
-        if tokens == Tokens():
+    def _add_usage(self, event: UsageEvent) -> None:
+        tokens, event.token_source = self.tokens()
+        if not event.token_source:
             return
-        if price is None or self.candidate is None:
-            event.is_unpriced = True
-            return
-        event.price_id = price.price_id
-        event.cost_nano_usd = cost(tokens, price.rates, self.candidate.cost_multiplier_ppm)
-
-    def close_upstream(self) -> None:
-        """Gives the connection back if the answer was read to its end, else cuts it: the provider stops."""
-        if self.response is not None:
-            self.response.release() if self.response.content.at_eof() else self.response.close()
+        _set_tokens(event.tokens, tokens)
+        price = self.price()
+        if price is not None and self.candidate is not None:
+            event.price_id = price.price_id
+            event.cost_nano_usd = cost(tokens, price.rates, self.candidate.cost_multiplier_ppm)
+        else:
+            event.is_unpriced = tokens != Tokens()
 
     def end(self) -> RelayEnd:
         """Returns the receipt that closes the answer."""
-        event = self.settled or self.event()
+        event = self.receipt or self.event()
         return RelayEnd(
             tokens=event.tokens,
             token_source=event.token_source,
@@ -200,12 +219,8 @@ class Call:
     def _decision(self) -> bytes:
         rows: list[Mapping[str, object]] = [_decision_row(candidate) for candidate in self.plan.candidates]
         rows += [{**_decision_row(skip.candidate), "skipReason": skip.reason} for skip in self.plan.skipped]
-        return msgspec.json.encode({"candidates": rows[:MAX_DECISION_CANDIDATES]}) if rows else b""
-
-
-_FAILED = frozenset(
-    {usage_pb2.TERMINAL_UPSTREAM_ERROR, usage_pb2.TERMINAL_TRUNCATED, usage_pb2.TERMINAL_TIMEOUT}
-)
+        text = msgspec.json.encode({"candidates": rows[:MAX_DECISION_CANDIDATES]}) if rows else b""
+        return text if len(text) <= MAX_DECISION_BYTES else b""
 
 
 def _decision_row(candidate: Candidate) -> dict[str, object]:
@@ -219,17 +234,16 @@ def _decision_row(candidate: Candidate) -> dict[str, object]:
     }
 
 
-def _token_message(tokens: Tokens) -> usage_pb2.Tokens:
-    return usage_pb2.Tokens(
-        input=tokens.input,
-        cache_read=tokens.cache_read,
-        cache_write_5m=tokens.cache_write_5m,
-        cache_write_30m=tokens.cache_write_30m,
-        cache_write_1h=tokens.cache_write_1h,
-        cache_write_12h=tokens.cache_write_12h,
-        output=tokens.output,
-        reasoning=tokens.reasoning,
-    )
+def _set_tokens(message: usage_pb2.Tokens, tokens: Tokens) -> None:
+    message.input = tokens.input
+    message.cache_read = tokens.cache_read
+    message.cache_write_5m = tokens.cache_write_5m
+    message.cache_write_30m = tokens.cache_write_30m
+    message.cache_write_1h = tokens.cache_write_1h
+    message.cache_write_12h = tokens.cache_write_12h
+    message.output = tokens.output
+    message.reasoning = tokens.reasoning
+    message.SetInParent()  # explicit zeros are a statement too
 
 
 def duration(seconds: float) -> Duration:
@@ -241,4 +255,5 @@ def duration(seconds: float) -> Duration:
 
 def _plain(text: str) -> str:
     """What a stranger wrote, fit for a log line and a database."""
-    return "".join(character for character in text[:MAX_TEXT] if character.isprintable())
+    text = text[:MAX_TEXT]
+    return text if text.isprintable() else "".join(filter(str.isprintable, text))

@@ -16,12 +16,14 @@ from lurus_common.matching import Match, ModelRules
 from lurus_common.money import PPM
 from lurus_common.secrets import SealBroken, unseal
 from lurus_common.settings import Settings
-from lurus_routing.plan import DEFAULT_LEVEL, DEFAULT_WEIGHT, Candidate
+from lurus_routing.candidate import Candidate
 from lurus_routing.pricing import PriceList
 
 log = logging.getLogger(__name__)
 
 MAX_REMEMBERED_MATCHES = 10_000
+DEFAULT_LEVEL = 1
+DEFAULT_WEIGHT = 100
 
 
 class Catalog:
@@ -44,6 +46,7 @@ class Catalog:
         self._rules = {provider.provider_id: ModelRules(provider) for provider in enabled}
         self._secrets = {provider.provider_id: _open_all(provider, settings) for provider in enabled}
         self._matches: OrderedDict[tuple[int, str], list[Candidate]] = OrderedDict()
+        self._served: dict[str, set[int]] | None = None
 
     @property
     def providers(self) -> list[Provider]:
@@ -64,10 +67,19 @@ class Catalog:
         return found
 
     def served_names(self) -> dict[str, set[int]]:
-        """Returns the names that clients can ask for, with the dialects in which somebody serves them."""
+        """Returns the names that clients can ask for, with the dialects in which somebody serves them.
+
+        Hidden models work and are not among them.
+        """
+        if self._served is None:
+            self._served = self._find_served()
+        return self._served
+
+    def _find_served(self) -> dict[str, set[int]]:
         names = {name for provider in self._providers for name in _exact_names(provider)} | set(self.models)
+        hidden = {name for name, model in self.models.items() if model.is_hidden}
         served: dict[str, set[int]] = {}
-        for name in sorted(names):
+        for name in sorted(names - hidden):
             for provider in self._providers:
                 if self._rules[provider.provider_id].match(name) and self._secrets[provider.provider_id]:
                     served.setdefault(name, set()).update(provider.dialects)
@@ -101,6 +113,8 @@ class Catalog:
             idle_seconds=_seconds(limits.idle_timeout, settings.upstream_idle_seconds),
             has_stream_options=not provider.quirks.no_stream_options,
             cost_multiplier_ppm=provider.cost_multiplier_ppm or PPM,
+            max_concurrency=limits.max_concurrency,
+            key=(provider.provider_id, credential_id, match.upstream_model),
         )
 
 

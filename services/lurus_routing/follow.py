@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
+LOOKUP_SECONDS = 3.0
 
 
 async def follow_keys(billing: "BillingServiceAsyncStub", keys: KeyTable) -> None:
@@ -53,6 +54,9 @@ async def _follow(name: str, start: Callable[[], Any], take: Callable[[Any], Non
                 wait_seconds = FIRST_RETRY_SECONDS
         except grpc.aio.AioRpcError as error:
             log.info("watching %s: %s; trying again", name, error.details())
+        except Exception:
+            # What was known before goes on to count: one bad row must not stop the worker.
+            log.exception("what was told of %s cannot be used; trying again", name)
         finally:
             call.cancel()  # type: ignore[attr-defined]  # leaving a stream does not end it
         await asyncio.sleep(wait_seconds)
@@ -87,6 +91,3 @@ def lease_request(billing: "BillingServiceAsyncStub") -> Any:
             raise error_of(error) from error
 
     return ask
-
-
-LOOKUP_SECONDS = 3.0

@@ -2,9 +2,12 @@
 
 Per account the worker holds one lease at a time. A request reserves what that
 key and model have cost of late; when it ends, what it really cost is spent.
-Overshoot is bounded: a worker never admits a request whose reservation the
-lease does not cover, so an account can exceed its balance by at most what the
-requests in flight cost beyond their reservations.
+A request is admitted only if the lease covers its reservation, so an account
+can exceed its balance by at most what the requests in flight cost beyond their
+reservations. While a lease is being replaced, requests go on being admitted
+from what is left of it and are paid from the next one; should billing then
+refuse, what was admitted in these milliseconds (never more than was left) is
+exceeded too. Without billing, the account's policy decides.
 """
 
 import asyncio
@@ -12,25 +15,31 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import Counter
 
 from lurus.billing.v1 import billing_pb2
-from lurus_common.errors import AccountingUnavailable, BalanceTooLow, DependencyUnavailable, QuotaExceeded
+from lurus_common.errors import AccountingUnavailable, BalanceTooLow, LurusError, QuotaExceeded
 
 log = logging.getLogger(__name__)
 
 MAX_LEARNED = 50_000
+MAX_ACCOUNTS = 50_000
 # A cheaper request lowers the learned cost slowly, a dearer one raises it at once.
 DECAY_SHIFT = 4
-RENEW_BELOW = 0.5
 RENEW_EARLY_SECONDS = 10.0
+# How long a refusal or a partial grant is believed before billing is asked again.
 REFUSAL_SECONDS = 1.0
+# After billing did not answer it is asked again so often, and nobody waits for it so long.
 OUTAGE_SECONDS = 1.0
+AWAY_SECONDS = 10.0
 # After its end a lease still serves this long while billing does not answer.
 GRACE_SECONDS = 30.0
 MIN_RESERVATION_NANO_USD = 1
+# Each admits at least one of those who wait, so nobody waits for more in vain.
+MAX_RENEWALS_AWAITED = 50
+HAND_BACK_SECONDS = 3.0
 
 RENEWED = Counter(
     "lurus_lease_renewals", "Leases that billing was asked for, by what came of it.", ["outcome"]
@@ -39,7 +48,7 @@ RENEWED = Counter(
 AskLease = Callable[[billing_pb2.LeaseQuotaRequest], Awaitable[billing_pb2.LeaseQuotaResponse]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reservation:
     """Money set aside for one request."""
 
@@ -49,29 +58,49 @@ class Reservation:
     cost_key: tuple[str, str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Account:
-    """What this worker holds of one account."""
+    """What this worker holds of one account. Of a lease, granted = spent + reserved + remaining."""
 
+    account_id: str
     lease_id: str = ""
-    remaining: int = 0
+    granted: int = 0
     spent: int = 0
     reserved: int = 0
     expires: float = 0.0
-    refused: "Exception | None" = None
-    refused_until: float = 0.0
+    # Made, and spent by those that have ended, since the lease is being replaced.
+    late: set[Reservation] = field(default_factory=set)
+    late_spent: int = 0
+    refusal: billing_pb2.LeaseQuotaResponse | None = None
+    # Billing is not asked again before: it refused or gave less than asked; it did not answer.
+    content_until: float = 0.0
     outage_until: float = 0.0
+    away_until: float = 0.0
     renewing: "asyncio.Task[None] | None" = None
+
+    @property
+    def remaining(self) -> int:
+        return self.granted - self.spent - self.reserved
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.reserved and self.renewing is None
 
     def covers(self, amount: int, now: float) -> bool:
         return bool(self.lease_id) and now < self.expires and self.remaining >= amount
+
+    def has_expired(self, now: float) -> bool:
+        return bool(self.lease_id) and now >= self.expires
+
+    def is_low(self, now: float) -> bool:
+        return self.remaining < self.granted // 2 or self.expires - now < RENEW_EARLY_SECONDS
 
 
 class Leases:
     """The leases of one worker.
 
     Args:
-        ask: calls `LeaseQuota`; raises DependencyUnavailable if billing is away.
+        ask: calls `LeaseQuota`; raises LurusError if billing cannot tell.
         worker_id: who spends.
         amount_nano_usd: what to ask for at a time.
         clock: seconds, monotonic.
@@ -84,7 +113,7 @@ class Leases:
         self._worker_id = worker_id
         self._amount = amount_nano_usd
         self._clock = clock
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._learned: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     async def reserve(
@@ -96,23 +125,30 @@ class Leases:
             account_id: who pays.
             policy: what to do when billing cannot be asked.
             cost_key: key id and model, whose learned cost is reserved.
-            estimate: nano-USD, used until a cost was learned.
+            estimate: nano-USD, used until a cost was learned; also enough if the
+                account has no more than that left, since one dear request must
+                not keep the cheap ones out.
 
         Raises:
             BalanceTooLow, QuotaExceeded: billing lends no more.
             AccountingUnavailable: billing cannot be asked and the policy forbids to go on.
         """
-        account = self._accounts.setdefault(account_id, _Account())
+        account = self._account(account_id)
         wanted = self._learned.get(cost_key, estimate)
-        amount = max(min(wanted, self._amount), MIN_RESERVATION_NANO_USD)
+        wanted = max(min(wanted, self._amount), MIN_RESERVATION_NANO_USD)
         now = self._clock()
-        if not account.covers(amount, now):
-            await self._make_cover(account_id, account, policy, amount)
-        elif account.remaining < self._amount * RENEW_BELOW or account.expires - now < RENEW_EARLY_SECONDS:
-            self._renew_in_background(account_id, account)
-        account.remaining -= amount
+        if account.covers(wanted, now):
+            if account.is_low(now):
+                self._renew_in_background(account)
+            amount = wanted
+        else:
+            least = max(min(wanted, estimate), MIN_RESERVATION_NANO_USD)
+            amount = await self._make_cover(account, policy, wanted, least)
         account.reserved += amount
-        return Reservation(account_id, account.lease_id, amount, cost_key)
+        reservation = Reservation(account_id, account.lease_id, amount, cost_key)
+        if account.renewing:
+            account.late.add(reservation)
+        return reservation
 
     def settle(self, reservation: Reservation, cost: int) -> None:
         """Spends what a request really cost and frees the rest. Learns from it."""
@@ -123,51 +159,65 @@ class Leases:
         if len(self._learned) > MAX_LEARNED:
             self._learned.popitem(last=False)
 
-    async def hand_back(self) -> None:
-        """Returns what is left of every lease, so that it need not expire first. For a stop in order."""
-        for account_id, account in self._accounts.items():
-            if account.lease_id:
-                request = billing_pb2.LeaseQuotaRequest(
-                    account_id=account_id,
-                    worker_id=self._worker_id,
-                    previous_lease_id=account.lease_id,
-                    previous_spent_nano_usd=max(account.spent + account.reserved, 0),
-                )
-                try:
-                    await self._ask(request)
-                except DependencyUnavailable:
-                    return
-
     def release(self, reservation: Reservation) -> None:
         """Frees a reservation whose request used nothing."""
         self._free(reservation, 0)
 
+    async def hand_back(self) -> None:
+        """Returns what is left of every lease, so that it need not expire first. For a stop in order."""
+        asked = [self._hand_back(account) for account in self._accounts.values() if account.lease_id]
+        try:
+            async with asyncio.timeout(HAND_BACK_SECONDS):
+                await asyncio.gather(*asked)
+        except TimeoutError:
+            log.info("billing did not take the leases back; they expire")
+
+    async def _hand_back(self, account: _Account) -> None:
+        if account.renewing:
+            await asyncio.wait([account.renewing])
+        try:
+            await self._ask(self._request(account, amount=0))
+        except LurusError:
+            return
+
+    def _account(self, account_id: str) -> _Account:
+        account = self._accounts.get(account_id)
+        if account is None:
+            account = self._accounts[account_id] = _Account(account_id)
+            if len(self._accounts) > MAX_ACCOUNTS and next(iter(self._accounts.values())).is_idle:
+                self._accounts.popitem(last=False)
+        else:
+            self._accounts.move_to_end(account_id)
+        return account
+
     def _free(self, reservation: Reservation, cost: int) -> None:
-        account = self._accounts[reservation.account_id]
-        if reservation.lease_id != account.lease_id:
+        account = self._accounts.get(reservation.account_id)
+        if account is None or reservation.lease_id != account.lease_id:
             return  # that lease was handed back, this reservation declared as spent
         account.reserved -= reservation.amount_nano_usd
-        account.remaining += reservation.amount_nano_usd - cost
         account.spent += cost
+        if reservation in account.late:
+            account.late.discard(reservation)
+            account.late_spent += cost
 
-    async def _make_cover(self, account_id: str, account: _Account, policy: int, amount: int) -> None:
-        """Renews until the lease covers `amount`, or decides what happens without."""
-        now = self._clock()
-        if account.refused and now < account.refused_until and not account.covers(amount, now):
-            raise account.refused
-        if now >= account.outage_until:
-            self._renew_in_background(account_id, account)
+    async def _make_cover(self, account: _Account, policy: int, wanted: int, least: int) -> int:
+        """Renews until the lease covers `wanted`, or decides what else to do; returns what to reserve."""
+        for _ in range(MAX_RENEWALS_AWAITED):
+            now = self._clock()
+            if account.covers(wanted, now):
+                return wanted
+            if now < account.away_until:
+                self._renew_in_background(account)
+                self._go_on_without(account, policy, least, now)
+                return least
+            if now < account.content_until and account.granted < wanted and not account.has_expired(now):
+                if account.covers(least, now):
+                    return account.remaining
+                raise _refusal(account, least)
+            self._renew_in_background(account, is_urgent=True)
             if account.renewing:
                 await asyncio.shield(account.renewing)
-        now = self._clock()
-        if account.covers(amount, now):
-            return
-        if now < account.outage_until:
-            self._go_on_without(account, policy, amount, now)
-            return
-        raise account.refused or BalanceTooLow(
-            "the balance does not cover this request", account_id=account_id, required_nano_usd=amount
-        )
+        raise AccountingUnavailable("too many requests of this account wait at once", retry_after_seconds=1)
 
     def _go_on_without(self, account: _Account, policy: int, amount: int, now: float) -> None:
         if policy == billing_pb2.OFFLINE_POLICY_OPEN:
@@ -177,56 +227,65 @@ class Leases:
             return
         raise AccountingUnavailable("the balance cannot be checked now", retry_after_seconds=5)
 
-    def _renew_in_background(self, account_id: str, account: _Account) -> None:
-        if account.renewing is None and self._clock() >= account.outage_until:
-            account.renewing = asyncio.create_task(self._renew(account_id, account))
+    def _renew_in_background(self, account: _Account, is_urgent: bool = False) -> None:
+        now = self._clock()
+        if account.renewing or now < account.outage_until or (now < account.content_until and not is_urgent):
+            return
+        account.renewing = asyncio.create_task(self._renew(account))
 
-    async def _renew(self, account_id: str, account: _Account) -> None:
-        request = billing_pb2.LeaseQuotaRequest(
-            account_id=account_id,
+    def _request(self, account: _Account, amount: int) -> billing_pb2.LeaseQuotaRequest:
+        return billing_pb2.LeaseQuotaRequest(
+            account_id=account.account_id,
             worker_id=self._worker_id,
-            amount_nano_usd=self._amount,
+            amount_nano_usd=amount,
             previous_lease_id=account.lease_id,
             # What is reserved will be settled under the old lease: it counts as spent.
             previous_spent_nano_usd=max(account.spent + account.reserved, 0),
         )
-        before = account.spent + account.reserved
+
+    async def _renew(self, account: _Account) -> None:
+        # A lease lives from when it is asked for: how long the answer took, billing cannot know.
+        sent = self._clock()
         try:
-            lease = await self._ask(request)
-        except DependencyUnavailable:
+            lease = await self._ask(self._request(account, self._amount))
+        except Exception as error:
+            outcome = "away" if isinstance(error, LurusError) else "failed"
+            if outcome == "failed":
+                log.exception("a lease could not be renewed")
             account.outage_until = self._clock() + OUTAGE_SECONDS
-            RENEWED.labels("away").inc()
-        except Exception:
-            log.exception("a lease could not be renewed")
-            account.outage_until = self._clock() + OUTAGE_SECONDS
-            RENEWED.labels("failed").inc()
+            account.away_until = self._clock() + AWAY_SECONDS
+            RENEWED.labels(outcome).inc()
         else:
-            # Requests admitted while billing was asked took from the old lease; they
-            # are paid from the new one, since billing has closed the old.
-            late = max(account.spent + account.reserved - before, 0)
-            self._take(account_id, account, lease, late)
+            self._take(account, lease, sent)
+            RENEWED.labels("refused" if lease.refusal_reason else "granted").inc()
         finally:
             account.renewing = None
+            account.late.clear()
+            account.late_spent = 0
 
-    def _take(
-        self, account_id: str, account: _Account, lease: billing_pb2.LeaseQuotaResponse, late: int
-    ) -> None:
-        now = self._clock()
-        account.lease_id = lease.lease_id
-        account.remaining = lease.amount_nano_usd - late
-        account.spent, account.reserved = late, 0
-        account.expires = now + lease.lifetime_milliseconds / 1000
-        account.refused = None
-        if lease.refusal_reason:
-            account.refused = _refusal(account_id, lease)
-            account.refused_until = now + REFUSAL_SECONDS
-        RENEWED.labels("refused" if lease.refusal_reason else "granted").inc()
+    def _take(self, account: _Account, lease: billing_pb2.LeaseQuotaResponse, sent: float) -> None:
+        account.lease_id, account.granted = lease.lease_id, lease.amount_nano_usd
+        account.expires = sent + lease.lifetime_milliseconds / 1000
+        account.spent = account.late_spent if lease.lease_id else 0
+        account.reserved = 0
+        for reservation in account.late if lease.lease_id else ():
+            reservation.lease_id = lease.lease_id
+            account.reserved += reservation.amount_nano_usd
+        account.away_until = 0.0
+        account.refusal = lease if lease.refusal_reason else None
+        if lease.amount_nano_usd < self._amount:
+            account.content_until = self._clock() + REFUSAL_SECONDS
 
 
-def _refusal(account_id: str, lease: billing_pb2.LeaseQuotaResponse) -> Exception:
-    if lease.refusal_reason == "QUOTA_EXCEEDED":
+def _refusal(account: _Account, required: int) -> LurusError:
+    lease = account.refusal
+    if lease is not None and lease.refusal_reason == "QUOTA_EXCEEDED":
         reset = lease.reset_time.ToJsonString() if lease.HasField("reset_time") else None
         when = f"; it resets at {reset}" if reset else ""
         message = f"the quota of this account is used up{when}; ask its operator to raise it"
-        return QuotaExceeded(message, account_id=account_id, reset_time=reset)
-    return BalanceTooLow("the balance of this account is used up; top it up to go on", account_id=account_id)
+        return QuotaExceeded(message, account_id=account.account_id, reset_time=reset)
+    return BalanceTooLow(
+        "the balance of this account does not cover this request; top it up to go on",
+        account_id=account.account_id,
+        required_nano_usd=required,
+    )

@@ -1,5 +1,7 @@
 """What the routing service counts. Label values are few: no account, key, request or client-chosen name."""
 
+from functools import lru_cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 TOKEN_KINDS = ("input", "cache_read", "cache_write", "output")
@@ -17,3 +19,21 @@ FIRST_EVENT = Histogram(
     "lurus_first_event_seconds", "From arrival to the first byte.", ["provider"], buckets=FIRST_EVENT_BUCKETS
 )
 LIVE = Gauge("lurus_live_requests", "Requests that are being served.")
+
+
+class ProviderMetrics:
+    """The children of one provider: looking them up costs more than counting."""
+
+    def __init__(self, provider_id: str) -> None:
+        self.tokens = [TOKENS.labels(provider_id, kind) for kind in TOKEN_KINDS]
+        self.cost = COST.labels(provider_id)
+        self.unpriced = UNPRICED.labels(provider_id)
+        self.suspect = SUSPECT.labels(provider_id)
+        self.broken = BROKEN.labels(provider_id)
+        self.first_event = FIRST_EVENT.labels(provider_id)
+
+
+@lru_cache(maxsize=1000)
+def of_provider(provider_id: str) -> ProviderMetrics:
+    """Returns what is counted of a provider."""
+    return ProviderMetrics(provider_id)

@@ -7,61 +7,53 @@ that is asked for at the same moment shares one transaction.
 """
 
 import asyncio
-import fcntl
 import logging
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeAlias
 
 from prometheus_client import Counter, Gauge
 
-from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common.bus import subject_of
 from lurus_common.errors import AccountingUnavailable
+from lurus_routing import outbox_file
+from lurus_routing.outbox_file import FINAL, OutboxLocked
 
 log = logging.getLogger(__name__)
 
 GROUP_OPERATIONS = 256
 KEEP_SENT_SECONDS = 7 * 86_400
-BUSY_SECONDS = 5.0
+STOP_SECONDS = 5.0
+LOCK_WAIT_SECONDS = 5.0
+LOCK_POLL_SECONDS = 0.05
 RETRY_SECONDS = 0.5
 MAX_FINALS_WAITING = 10_000
-INTENT, FINAL, SENT = 0, 1, 2
 
 UNSENT = Gauge("lurus_outbox_unsent_events", "Final usage events that the bus does not have yet.")
 LIVE = Gauge("lurus_outbox_intents", "Requests whose provider was called and whose end is not known yet.")
+WAITING = Gauge("lurus_outbox_waiting_events", "Final usage events that are not on disk yet.")
 RECOVERED = Counter("lurus_outbox_recovered_events", "Intents of a dead worker that became estimated events.")
 WRITE_FAILURES = Counter("lurus_outbox_write_failures", "Transactions of the outbox that failed.")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS usage (
-    request_id TEXT PRIMARY KEY,
-    state INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    change_time INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS usage_by_state ON usage (state, request_id);
-"""
-_PUT_INTENT = "INSERT INTO usage VALUES (?, 0, ?, unixepoch())"
+_PUT_INTENT = "INSERT INTO usage VALUES (?, 0, ?, ?, unixepoch())"
 _PUT_FINAL = (
-    "INSERT INTO usage VALUES (?, 1, ?, unixepoch()) ON CONFLICT (request_id) "
+    "INSERT INTO usage VALUES (?, 1, ?, ?, unixepoch()) ON CONFLICT (request_id) "
     "DO UPDATE SET state = 1, payload = excluded.payload, change_time = excluded.change_time WHERE state = 0"
 )
 _CHECKPOINT = "UPDATE usage SET payload = ?, change_time = unixepoch() WHERE request_id = ? AND state = 0"
-_DROP_INTENT = "DELETE FROM usage WHERE request_id = ? AND state = 0"
 _MARK_SENT = "UPDATE usage SET state = 2, change_time = unixepoch() WHERE request_id = ? AND state = 1"
-_UNSENT = "SELECT request_id, payload FROM usage WHERE state = 1 ORDER BY request_id LIMIT ?"
+_UNSENT = "SELECT request_id, subject, payload FROM usage WHERE state = 1 ORDER BY request_id LIMIT ?"
+_FORGET = "DELETE FROM usage WHERE state = 2 AND change_time < ?"
 
-Operation = Callable[[sqlite3.Connection], Any]
-
-
-class OutboxLocked(Exception):
-    """Another worker uses this file."""
+Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
+# Told on the event loop what an operation returned, or why it failed.
+Notify: TypeAlias = Callable[[Any, Exception | None], None]
+Row: TypeAlias = tuple[str, str, bytes]
 
 
 class Outbox:
@@ -78,22 +70,22 @@ class Outbox:
         self._path = directory / f"outbox-{worker_id}.db"
         self._worker_id = worker_id
         self._max_rows = max_rows
-        self._operations: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._operations: queue.SimpleQueue[tuple[Operation, Notify] | None] = queue.SimpleQueue()
         self._unsent_count = 0
-        self._waiting_finals = 0
+        self._waiting_count = 0
         self._broken = ""
-        self._finishing: set[asyncio.Future[None]] = set()
+        self._is_closed = False
         self.has_news = asyncio.Event()
 
     async def __aenter__(self) -> "Outbox":
         self._loop = asyncio.get_running_loop()
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(self._path)
-        self._database = _open(self._path)
-        self._adopt_orphans()
-        recovered = _recover(self._database, self._worker_id)
+        self._lock = await self._take_lock()
+        self._database = outbox_file.open_or_replace(self._path)
+        outbox_file.adopt_orphans(self._database, self._path)
+        recovered = outbox_file.recover(self._database, self._worker_id)
         RECOVERED.inc(recovered)
-        self._unsent_count = _count(self._database, FINAL)
+        self._unsent_count = outbox_file.count(self._database, FINAL)
         UNSENT.set(self._unsent_count)
         if self._unsent_count:
             log.info("the outbox holds %d events, %d of them recovered", self._unsent_count, recovered)
@@ -103,7 +95,14 @@ class Outbox:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.wait(self._finishing, timeout=BUSY_SECONDS) if self._finishing else None
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._waiting_count and time.monotonic() < deadline:  # noqa: ASYNC110  # once, at the end
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+        self._is_closed = True
+        if self._waiting_count:
+            log.critical(
+                "%d final events could not be written; their last checkpoints count", self._waiting_count
+            )
         self._operations.put(None)
         await asyncio.to_thread(self._thread.join)
         self._database.close()
@@ -119,6 +118,11 @@ class Outbox:
         """Final events that the bus does not have yet."""
         return self._unsent_count
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another event."""
+        return self._unsent_count >= self._max_rows or self._waiting_count >= MAX_FINALS_WAITING
+
     async def intend(self, event: UsageEvent) -> None:
         """Makes an intent durable, before a provider is called.
 
@@ -126,189 +130,148 @@ class Outbox:
             AccountingUnavailable: if it cannot be written or the outbox is full:
                 what cannot be accounted for must not be served.
         """
-        if self._unsent_count >= self._max_rows or self._waiting_finals >= MAX_FINALS_WAITING:
+        if self.is_full:
             raise AccountingUnavailable("the outbox is full", retry_after_seconds=5)
-        row = (event.request_id, event.SerializeToString())
+        row = _row(event)
         try:
-            await self._submit(lambda database: database.execute(_PUT_INTENT, row))
+            await self._ask(lambda database: database.execute(_PUT_INTENT, row))
         except sqlite3.Error as error:
-            log.error("the outbox cannot be written: %s", error)
             raise AccountingUnavailable("the outbox cannot be written", retry_after_seconds=5) from error
         LIVE.inc()
 
     def finish(self, event: UsageEvent) -> "asyncio.Future[None]":
         """Replaces an intent by the final event; the future ends when that is durable.
 
-        Need not be awaited: a write that fails is tried again until it succeeds,
-        so a settled request is never lost to a full disk.
+        Need not be awaited, and who stops awaiting it changes nothing: a write
+        that fails is tried again until it succeeds, so a settled request is
+        never lost to a full disk.
         """
         LIVE.dec()
         return self.record(event)
 
     def record(self, event: UsageEvent) -> "asyncio.Future[None]":
         """The same for a request that had no intent: it was refused before any provider was called."""
-        self._waiting_finals += 1
-        task = asyncio.ensure_future(self._finish(event.request_id, event.SerializeToString()))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-        return task
+        self._waiting_count += 1
+        WAITING.set(self._waiting_count)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._put_final(_row(event), future)
+        return future
 
-    async def _finish(self, request_id: str, payload: bytes) -> None:
-        while True:
-            try:
-                await self._submit(lambda database: database.execute(_PUT_FINAL, (request_id, payload)))
-                break
-            except sqlite3.Error as error:
-                log.error("a final event waits for the disk: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-        self._waiting_finals -= 1
-        self._unsent_count += 1
-        UNSENT.set(self._unsent_count)
-        self.has_news.set()
+    def _put_final(self, row: Row, future: "asyncio.Future[None]") -> None:
+        def notify(_: Any, error: Exception | None) -> None:
+            if error is not None:
+                self._loop.call_later(RETRY_SECONDS, self._put_final, row, future)
+                return
+            self._waiting_count -= 1
+            self._unsent_count += 1
+            WAITING.set(self._waiting_count)
+            UNSENT.set(self._unsent_count)
+            self.has_news.set()
+            if not future.done():
+                future.set_result(None)
 
-    def drop(self, request_id: str) -> None:
-        """Forgets an intent whose request never reached a provider."""
-        LIVE.dec()
-        self._submit(lambda database: database.execute(_DROP_INTENT, (request_id,)))
+        if not self._is_closed:
+            self._operations.put((lambda database: database.execute(_PUT_FINAL, row), notify))
 
     def checkpoint(self, rows: Sequence[tuple[bytes, str]]) -> "asyncio.Future[Any]":
         """Brings intents up to date: (event so far, request id) each, in one transaction."""
-        return self._submit(lambda database: database.executemany(_CHECKPOINT, rows))
+        return self._ask(lambda database: database.executemany(_CHECKPOINT, rows))
 
-    async def unsent(self, limit: int) -> list[tuple[str, bytes]]:
-        """Returns the oldest final events that are not sent: (request id, event)."""
-        rows = await self._submit(lambda database: database.execute(_UNSENT, (limit,)).fetchall())
+    async def unsent(self, limit: int) -> list[Row]:
+        """Returns the oldest final events that are not sent: (request id, subject, event)."""
+        rows = await self._ask(lambda database: database.execute(_UNSENT, (limit,)).fetchall())
         return list(rows)
 
     async def mark_sent(self, request_ids: Sequence[str]) -> None:
         """Records that the bus has these events. They stay a while, for an audit."""
         rows = [(request_id,) for request_id in request_ids]
-        await self._submit(lambda database: database.executemany(_MARK_SENT, rows))
-        self._unsent_count -= len(request_ids)
+        marked = await self._ask(lambda database: database.executemany(_MARK_SENT, rows).rowcount)
+        self._unsent_count -= marked
         UNSENT.set(self._unsent_count)
 
     async def forget_old(self) -> None:
         """Deletes events that were sent long ago."""
         before = int(time.time()) - KEEP_SENT_SECONDS
-        sql = "DELETE FROM usage WHERE state = 2 AND change_time < ?"
-        await self._submit(lambda database: database.execute(sql, (before,)))
+        await self._ask(lambda database: database.execute(_FORGET, (before,)))
 
-    def _submit(self, operation: Operation) -> "asyncio.Future[Any]":
-        future: Future[Any] = Future()
-        self._operations.put((operation, future))
-        return asyncio.wrap_future(future, loop=self._loop)
+    def _ask(self, operation: Operation) -> "asyncio.Future[Any]":
+        """Has the thread do something; the future gives what it returned.
+
+        Raises:
+            sqlite3.Error: as the operation or its commit did.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def notify(result: Any, error: Exception | None) -> None:
+            if future.done():
+                return  # its caller has left
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self._operations.put((operation, notify))
+        return future
 
     def _write(self) -> None:
         """The writing thread: takes what has gathered, commits once, tells everybody."""
-        while (first := self._operations.get()) is not None:
-            group = [first]
-            stop = False
-            while len(group) < GROUP_OPERATIONS and not self._operations.empty():
+        while (entry := self._operations.get()) is not None:
+            group = [entry]
+            is_last = False
+            while len(group) < GROUP_OPERATIONS and not self._operations.empty() and not is_last:
                 entry = self._operations.get()
                 if entry is None:
-                    stop = True
-                    break
-                group.append(entry)
-            self._commit(group)
-            if stop:
+                    is_last = True
+                else:
+                    group.append(entry)
+            outcomes = self._commit(group)
+            self._loop.call_soon_threadsafe(_tell, outcomes)
+            if is_last:
                 return
 
-    def _commit(self, group: Sequence[tuple[Operation, Future[Any]]]) -> None:
-        live = [(operation, future) for operation, future in group if future.set_running_or_notify_cancel()]
+    def _commit(
+        self, group: Sequence[tuple[Operation, Notify]]
+    ) -> list[tuple[Notify, Any, Exception | None]]:
+        """Does all in one transaction; one bad operation does not fail its neighbours."""
         try:
             self._database.execute("BEGIN IMMEDIATE")
-            results = [operation(self._database) for operation, _ in live]
+            results = [operation(self._database) for operation, _ in group]
             self._database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # the thread must live on, whatever an operation does
             WRITE_FAILURES.inc()
+            self._roll_back()
+            if len(group) > 1:
+                return [outcome for entry in group for outcome in self._commit([entry])]
+            if not self._broken:
+                log.error("the outbox cannot be written; requests are refused, final events wait: %s", error)
             self._broken = f"the outbox cannot be written: {error}"
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            if len(live) > 1:
-                for entry in live:
-                    self._commit_alone(*entry)
-                return
-            for _, future in live:
-                future.set_exception(error)
-            return
+            return [(group[0][1], None, error)]
         self._broken = ""
-        for (_, future), result in zip(live, results, strict=True):
-            future.set_result(result)
+        return [(notify, result, None) for (_, notify), result in zip(group, results, strict=True)]
 
-    def _commit_alone(self, operation: Operation, future: Future[Any]) -> None:
-        """One bad operation must not fail its neighbours: after a failed group each runs by itself."""
+    def _roll_back(self) -> None:
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            result = operation(self._database)
-            self._database.execute("COMMIT")
-        except sqlite3.Error as error:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-            future.set_exception(error)
-            return
-        future.set_result(result)
+        except sqlite3.Error as error:
+            log.error("the outbox cannot roll back: %s", error)
 
-    def _adopt_orphans(self) -> None:
-        """Takes over the rows of workers that are gone, each file by exactly one adopter."""
-        for path in sorted(self._directory.glob("outbox-*.db")):
-            if path == self._path:
-                continue
+    async def _take_lock(self) -> Any:
+        """Another worker holds it for a moment while it looks for orphans."""
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
             try:
-                lock = _lock(path)
+                return outbox_file.lock(self._path)
             except OutboxLocked:
-                continue
-            with lock:
-                _adopt(self._database, path)
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(LOCK_POLL_SECONDS)
 
 
-def _lock(path: Path) -> IO[bytes]:
-    lock = path.with_suffix(".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise OutboxLocked(f"{path.name} is used by another worker: give each its own worker id") from None
-    return lock
+def _row(event: UsageEvent) -> Row:
+    return event.request_id, subject_of(event), event.SerializeToString()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    database.executescript(_SCHEMA)
-    return database
-
-
-def _adopt(database: sqlite3.Connection, path: Path) -> None:
-    orphan = _open(path)
-    rows = orphan.execute("SELECT * FROM usage WHERE state < 2").fetchall()
-    orphan.close()
-    database.execute("BEGIN IMMEDIATE")
-    database.executemany("INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?)", rows)
-    database.execute("COMMIT")
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    log.warning("adopted %d events of %s", len(rows), path.name)
-
-
-def _recover(database: sqlite3.Connection, worker_id: str) -> int:
-    """Turns the intents of a dead incarnation into estimated final events; returns how many."""
-    rows = database.execute("SELECT request_id, payload FROM usage WHERE state = 0").fetchall()
-    finals = [(_estimated(payload, worker_id), request_id) for request_id, payload in rows]
-    database.execute("BEGIN IMMEDIATE")
-    database.executemany("UPDATE usage SET state = 1, payload = ? WHERE request_id = ?", finals)
-    database.execute("COMMIT")
-    return len(finals)
-
-
-def _estimated(payload: bytes, worker_id: str) -> bytes:
-    event = UsageEvent.FromString(payload)
-    event.terminal = usage_pb2.TERMINAL_WORKER_LOST
-    event.token_source = usage_pb2.TOKEN_SOURCE_ESTIMATED
-    event.error_reason = "INTERNAL"
-    event.worker_id = worker_id
-    return event.SerializeToString()
-
-
-def _count(database: sqlite3.Connection, state: int) -> int:
-    return int(database.execute("SELECT count(*) FROM usage WHERE state = ?", (state,)).fetchone()[0])
+def _tell(outcomes: Sequence[tuple[Notify, Any, Exception | None]]) -> None:
+    for notify, result, error in outcomes:
+        notify(result, error)

@@ -2,23 +2,28 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import NoStreamResponseError
 from prometheus_client import Counter, Gauge
 
-from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common import bus
 from lurus_routing.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
+# What passes: a bus or a disk that is away, and a stream that an operator must repair.
+_AWAY = (NatsError, OSError, TimeoutError, sqlite3.Error, bus.StreamMismatch)
+
 BATCH_EVENTS = 256
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
+# Lets events gather, so that a busy worker does not publish and mark them one by one.
+LINGER_SECONDS = 0.02
 CLEAN_SECONDS = 3600.0
 FLUSH_POLL_SECONDS = 0.02
 
@@ -47,22 +52,25 @@ class OutboxRelay:
         """Publishes until cancelled."""
         async with AsyncExitStack() as stack:
             client = await self._connect(stack)
+            with suppress(*_AWAY):  # the first event will tell
+                await bus.ensure_stream(client.jetstream())
             wait_seconds = FIRST_RETRY_SECONDS
             cleaned = time.monotonic()
             while True:
                 await self._outbox.has_news.wait()
+                await asyncio.sleep(LINGER_SECONDS)
                 self._outbox.has_news.clear()
                 try:
                     await self._drain(client)
                     wait_seconds = FIRST_RETRY_SECONDS
-                except (NatsError, OSError, TimeoutError) as error:
+                    if time.monotonic() - cleaned > CLEAN_SECONDS:
+                        cleaned = time.monotonic()
+                        await self._outbox.forget_old()
+                except _AWAY as error:
                     self._note_failure(error)
                     self._outbox.has_news.set()
                     await asyncio.sleep(wait_seconds)
                     wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
-                if time.monotonic() - cleaned > CLEAN_SECONDS:
-                    cleaned = time.monotonic()
-                    await self._outbox.forget_old()
 
     async def flush(self, seconds: float) -> None:
         """Waits until everything is sent, at most so long."""
@@ -83,12 +91,8 @@ class OutboxRelay:
     async def _drain(self, client: Client) -> None:
         jetstream = client.jetstream()
         while rows := await self._outbox.unsent(BATCH_EVENTS):
-            events = [(request_id, payload, UsageEvent.FromString(payload)) for request_id, payload in rows]
             acks = await asyncio.gather(
-                *(
-                    bus.publish(jetstream, request_id, bus.subject_of(event), payload)
-                    for request_id, payload, event in events
-                ),
+                *(bus.publish(jetstream, request_id, subject, event) for request_id, subject, event in rows),
                 return_exceptions=True,
             )
             stored = [

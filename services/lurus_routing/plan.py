@@ -3,36 +3,10 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from lurus_routing.candidate import Candidate
 from lurus_routing.health import Health
-
-DEFAULT_LEVEL = 1
-DEFAULT_WEIGHT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A credential of a provider that serves the model."""
-
-    provider_id: str
-    credential_id: str
-    secret: str = field(repr=False)
-    base_url: str
-    upstream_model: str
-    rule: str
-    level: int
-    weight: int
-    connect_seconds: float
-    first_event_seconds: float
-    idle_seconds: float
-    has_stream_options: bool
-    cost_multiplier_ppm: int
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What its breaker is known by."""
-        return self.provider_id, self.credential_id, self.upstream_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +23,8 @@ class Plan:
 
     candidates: list[Candidate]
     skipped: list[Skip]
+    # Nobody was usable, so benches count for a short time only.
+    is_last_resort: bool = False
 
 
 def make_plan(
@@ -59,17 +35,27 @@ def make_plan(
     The same session meets the same candidate first as long as it is healthy,
     whichever worker asks: no state is shared for that.
     """
+    usable, skipped = _divide(matches, health, now, is_last_resort=False)
+    is_last_resort = not usable
+    if is_last_resort:
+        usable, skipped = _divide(matches, health, now, is_last_resort=True)
+    if len(usable) > 1:
+        usable.sort(key=lambda candidate: (candidate.level, _distance(candidate, session, chance)))
+    return Plan(usable, skipped, is_last_resort)
+
+
+def _divide(
+    matches: Sequence[Candidate], health: Health, now: float, is_last_resort: bool
+) -> tuple[list[Candidate], list[Skip]]:
     usable: list[Candidate] = []
     skipped: list[Skip] = []
     for candidate in matches:
-        reason = health.skip_reason(candidate.key, now, is_sole=len(matches) == 1)
+        reason = health.skip_reason(candidate, now, is_last_resort)
         if reason:
             skipped.append(Skip(candidate, reason))
         else:
             usable.append(candidate)
-    if len(usable) > 1:
-        usable.sort(key=lambda candidate: (candidate.level, _distance(candidate, session, chance)))
-    return Plan(usable, skipped)
+    return usable, skipped
 
 
 def _distance(candidate: Candidate, session: str, chance: Callable[[], float]) -> float:

@@ -1,9 +1,10 @@
 """One call from its bytes to its receipt: authenticate, plan, admit, attempt, release, settle."""
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from aiohttp import ClientSession
 
@@ -13,48 +14,36 @@ from lurus.usage.v1 import usage_pb2
 from lurus_common import matching
 from lurus_common.errors import (
     DependencyUnavailable,
-    InvalidRequest,
+    InternalError,
     LurusError,
     ModelForbidden,
     ModelNotFound,
-    NoHealthyProvider,
     Overloaded,
-    UpstreamCut,
-    UpstreamTimeout,
 )
 from lurus_common.money import Tokens, cost
 from lurus_common.settings import Settings
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.errors import http_error
 from lurus_dialects.headers import to_upstream
 from lurus_dialects.request import Peek, peek, request_include_usage, splice_model
-from lurus_dialects.watch import StreamWatcher
 from lurus_routing import metrics
-from lurus_routing.attempts import Answered, Attempts, Outgoing
-from lurus_routing.call import INCOMPLETE_REASONS, Call
+from lurus_routing.attempts import Answered, Attempts, Outgoing, no_healthy_provider
+from lurus_routing.call import Call
+from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
 from lurus_routing.health import Health
+from lurus_routing.incoming import COUNT_PATH, PATHS, check_incoming
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
-from lurus_routing.plan import Candidate, make_plan
-from lurus_routing.upstream import read_chunk
+from lurus_routing.plan import make_plan
+from lurus_routing.release import Release, finished
+from lurus_routing.settlement import Settlement
 
-DIALECTS = {
-    usage_pb2.DIALECT_ANTHROPIC: Dialect.ANTHROPIC,
-    usage_pb2.DIALECT_OPENAI_CHAT: Dialect.OPENAI_CHAT,
-    usage_pb2.DIALECT_OPENAI_RESPONSES: Dialect.OPENAI_RESPONSES,
-}
-PATHS = {
-    "/v1/messages": Dialect.ANTHROPIC,
-    "/v1/messages/count_tokens": Dialect.ANTHROPIC,
-    "/v1/chat/completions": Dialect.OPENAI_CHAT,
-    "/v1/responses": Dialect.OPENAI_RESPONSES,
-}
-COUNT_PATH = "/v1/messages/count_tokens"
+log = logging.getLogger(__name__)
+
 # Reserved for a key and model whose cost is not learned yet.
 FIRST_GUESS_OUTPUT_TOKENS = 1000
-# After the terminal event a provider may still close its stream in order.
-AFTER_END_SECONDS = 1.0
 CHECKPOINT_SECONDS = 0.25
 
 
@@ -71,6 +60,7 @@ class Relay:
         self._keys = keys
         self._leases = leases
         self._outbox = outbox
+        self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
         self._live: set[Call] = set()
 
@@ -84,6 +74,9 @@ class Relay:
     async def serve(self, request: RelayRequest) -> AsyncIterator[RelayResponse]:
         """Yields the answer: head, data, end.
 
+        It may be closed or cancelled wherever it waits: that ends the call to
+        the provider at once, and settles what was used.
+
         Raises:
             LurusError: before the head, with `request_id` in its metadata.
         """
@@ -93,42 +86,59 @@ class Relay:
         self._live.add(call)
         metrics.LIVE.inc()
         try:
-            async for response in self._serve(call):
-                yield response
+            answered = await self._answer(call)
+            yield _head(call, answered)
+            if answered.watcher is None:
+                yield RelayResponse(data=answered.body)
+            else:
+                release = Release(
+                    call, answered.body, answered.watcher, self._settings, self.health, self._settlement
+                )
+                while released := await release.next():
+                    yield RelayResponse(data=released)
+            yield RelayResponse(end=call.end())
         except LurusError as error:
-            call.error_reason = call.error_reason or error.reason
-            error.metadata["request_id"] = call.request_id
+            _note_error(call, error)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
             raise
+        except Exception as error:
+            log.exception("serving %s failed", call.request_id)
+            _note_error(call, InternalError(""))
+            raise InternalError("internal error", request_id=call.request_id) from error
         finally:
-            self._live.discard(call)
-            metrics.LIVE.dec()
-            call.close_upstream()
-            # Not awaited: a client that left must not be able to cancel its own bill.
-            self._settle(call)
+            self._close(call)
 
-    async def _serve(self, call: Call) -> AsyncIterator[RelayResponse]:
+    def _close(self, call: Call) -> None:
+        """Gives back all that a call holds. Waits for nothing, so that nothing can prevent it."""
+        self._live.discard(call)
+        metrics.LIVE.dec()
+        call.close_upstream()
+        if call.permit is not None:
+            self.health.end(call.permit)
+        self._settlement.settle(call)
+
+    async def _answer(self, call: Call) -> Answered:
+        """Returns an answer of which nothing has been released yet."""
         request = call.request
-        dialect = _dialect_of(request)
+        dialect = check_incoming(request, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
         counts_only = request.path == COUNT_PATH
         peeked = call.peeked = peek(dialect, request.body, counts_only=counts_only)
         self._plan(call, peeked)
         if not counts_only:
-            await self._admit(call)
-        outgoing = self._outgoing(call, dialect, peeked, counts_only)
+            await self._admit(call, peeked)
         answered = await self._attempts.answer(
-            call, outgoing, lambda candidate: _body(request.body, peeked, candidate)
+            call, self._outgoing(call, peeked), lambda candidate: _body(request.body, peeked, candidate)
         )
         call.http_status = answered.status
         if answered.watcher is None:
-            async for response in self._release_whole(call, answered):
-                yield response
-        else:
-            async for response in self._release_stream(call, answered, answered.watcher):
-                yield response
+            if call.answer is not None or counts_only:
+                call.terminal = finished(call.answer.stop_reason if call.answer else "")
+            call.note_release(len(answered.body))
+            await self._settlement.settle(call)
+        return answered
 
     def _plan(self, call: Call, peeked: Peek) -> None:
         """Fills in candidates and prices."""
@@ -144,168 +154,59 @@ class Relay:
                 "no provider serves this model in this dialect; see GET /v1/models", model=peeked.model
             )
         call.prices = self.catalog.prices
-        now = time.monotonic()
-        call.plan = make_plan(matches, self.health, now, call.session(), random.random)
+        call.plan = make_plan(matches, self.health, time.monotonic(), _session(call, matches), random.random)
         if not call.plan.candidates:
-            seconds = min(self.health.wait_seconds(candidate.key, now) for candidate in matches)
-            raise NoHealthyProvider(
-                "every provider of this model is resting after failures",
-                retry_after_seconds=round(seconds, 1),
-            )
+            raise no_healthy_provider(self.health, matches, call.plan.is_last_resort)
 
-    async def _admit(self, call: Call) -> None:
+    async def _admit(self, call: Call, peeked: Peek) -> None:
         """Reserves money, then makes the intent durable."""
         cost_key = (call.grant.key_id, call.model)
         call.reservation = await self._leases.reserve(
-            call.grant.account_id, call.grant.offline_policy, cost_key, _estimate(call)
+            call.grant.account_id, call.grant.offline_policy, cost_key, _estimate(call, peeked)
         )
-        call.terminal = usage_pb2.TERMINAL_CLIENT_GONE  # until something else is known
+        # Until something else is known, and of no importance if nothing ever is.
+        call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
         await self._outbox.intend(call.event())
         call.has_intent = True
 
-    def _outgoing(self, call: Call, dialect: Dialect, peeked: Peek, counts_only: bool) -> Outgoing:
-        request = call.request
+    def _outgoing(self, call: Call, peeked: Peek) -> Outgoing:
+        request, settings, dialect = call.request, self._settings, peeked.dialect
         given = [(header.name, header.value.decode("latin-1")) for header in request.headers]
-        settings = self._settings
+        is_streaming = peeked.is_streaming
         return Outgoing(
             dialect=dialect,
             target=f"{request.path}?{request.query}" if request.query else request.path,
             headers=to_upstream(dialect, given),
-            is_streaming=peeked.is_streaming,
+            is_streaming=is_streaming,
             strips_usage=dialect is Dialect.OPENAI_CHAT and not peeked.asks_for_usage,
-            total_seconds=settings.stream_total_seconds
-            if peeked.is_streaming
-            else settings.unary_total_seconds,
-            counts_only=counts_only,
+            total_seconds=settings.stream_total_seconds if is_streaming else settings.unary_total_seconds,
+            counts_only=request.path == COUNT_PATH,
         )
 
-    async def _release_whole(self, call: Call, answered: Answered) -> AsyncIterator[RelayResponse]:
-        if call.is_answered:
-            call.terminal = _finished(call.answer.stop_reason if call.answer else "")
-        await self._settle(call)
-        yield _head(call, answered, is_streaming=False)
-        call.note_release(len(answered.body))
-        yield RelayResponse(data=answered.body)
-        yield RelayResponse(end=call.end())
-
-    async def _release_stream(
-        self, call: Call, answered: Answered, watcher: StreamWatcher
-    ) -> AsyncIterator[RelayResponse]:
-        yield _head(call, answered, is_streaming=True)
-        async for released in self._events(call, answered.body, watcher):
-            call.note_release(len(released))
-            yield RelayResponse(data=released)
-        yield RelayResponse(end=call.end())
-
-    async def _events(self, call: Call, begin: bytes, watcher: StreamWatcher) -> AsyncIterator[bytes]:
-        """Yields what may be released; the usage row is durable before the terminal event is."""
-        released = begin
-        heard = time.monotonic()
-        try:
-            while True:
-                if watcher.is_over:
-                    call.terminal = _ended(watcher)
-                    await self._settle(call)
-                if released:
-                    yield released
-                chunk = await self._next_chunk(call, watcher, heard)
-                if chunk is None:
-                    released = watcher.heartbeat()
-                    continue
-                if not chunk:
-                    break
-                heard = time.monotonic()
-                released = watcher.feed(chunk)
-            async for last in self._end(call, watcher):
-                yield last
-        except LurusError as error:
-            if not watcher.is_over:
-                yield await self._broken(call, watcher, error)
-
-    async def _next_chunk(self, call: Call, watcher: StreamWatcher, heard: float) -> bytes | None:
-        """Returns what has arrived, empty at the end, or None when a heartbeat is due.
-
-        Raises:
-            UpstreamTimeout: nothing came since `heard` for longer than the provider may be silent.
-        """
-        if call.candidate is None or call.response is None:
-            raise AssertionError("a stream has its candidate and its response")
-        silence = AFTER_END_SECONDS if watcher.is_over else call.candidate.idle_seconds
-        until = min(heard + silence, call.start + self._settings.stream_total_seconds)
-        beat = time.monotonic() + self._settings.heartbeat_seconds
-        try:
-            return await read_chunk(call.response, min(beat, until))
-        except UpstreamTimeout:
-            if time.monotonic() >= until:
-                raise
-            return None
-
-    async def _end(self, call: Call, watcher: StreamWatcher) -> AsyncIterator[bytes]:
-        """The provider's stream has ended: with a terminator, or cut."""
-        was_over = watcher.is_over
-        tail = watcher.finish()
-        if was_over:
-            return
-        if watcher.is_over or watcher.terminal_ok:
-            call.terminal = _ended(watcher)
-            await self._settle(call)
-            if tail:
-                yield tail
-            return
-        if tail:
-            yield tail
-        raise UpstreamCut("the provider ended its stream before its answer was complete")
-
-    async def _broken(self, call: Call, watcher: StreamWatcher, error: LurusError) -> bytes:
-        """Settles a stream that cannot be completed; returns the event that says so."""
-        is_timeout = isinstance(error, UpstreamTimeout)
-        call.terminal = usage_pb2.TERMINAL_TIMEOUT if is_timeout else usage_pb2.TERMINAL_TRUNCATED
-        call.error_reason = error.reason
-        if call.candidate is not None:
-            self.health.fail(call.candidate.key, time.monotonic())
-        await self._settle(call)
-        return watcher.stream_error(error.reason, error.message, call.request_id)
-
-    def _settle(self, call: Call) -> "asyncio.Future[None]":
-        """Makes the final event durable, once; the future ends when it is."""
-        if call.settled is not None:
-            return _done()
-        event = call.settled = call.event()
-        if call.reservation is not None:
-            if event.HasField("tokens") and event.token_source:
-                self._leases.settle(call.reservation, event.cost_nano_usd)
-            else:
-                self._leases.release(call.reservation)
-        _count(call, event)
-        if call.has_intent:
-            return self._outbox.finish(event)
-        # A refusal is worth a row in the log, as long as rows can be written.
-        if call.grant.account_id and call.request.path != COUNT_PATH and not self._outbox.problem:
-            return self._outbox.record(event)
-        return _done()
-
-    async def keep_checkpoints(self) -> None:
-        """Brings the intents of live streams up to date, all in one transaction, until cancelled."""
+    async def tend(self) -> None:
+        """Looks after live streams, until cancelled: checkpoints, and clients that have stopped reading."""
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            rows = []
-            for call in list(self._live):
-                if (
-                    call.is_answered
-                    and call.settled is None
-                    and call.response_bytes != call.checkpointed_bytes
-                ):
-                    call.checkpointed_bytes = call.response_bytes
-                    rows.append((call.event().SerializeToString(), call.request_id))
+            self._cut_stalled(time.monotonic() - self._settings.client_stall_seconds)
+            rows = [row for call in self._live if (row := _checkpoint(call)) is not None]
             if rows:
+                # What cannot be written now is written with the next one, or with the final event.
                 await asyncio.gather(self._outbox.checkpoint(rows), return_exceptions=True)
 
+    def _cut_stalled(self, since: float) -> None:
+        """Ends the upstream calls of those who have taken nothing since then; what was used is settled."""
+        for call in self._live:
+            if call.waits_for_client_since is not None and call.waits_for_client_since < since:
+                call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
+                call.close_upstream()
+                self._settlement.settle(call)
 
-def _dialect_of(request: RelayRequest) -> Dialect:
-    dialect = PATHS.get(request.path)
-    if dialect is None or DIALECTS.get(request.dialect) is not dialect:
-        raise InvalidRequest("path and dialect do not belong together", param="path")
-    return dialect
+
+def _session(call: Call, matches: Sequence[Candidate]) -> str:
+    """What keeps the requests of one conversation with one credential, whose cache knows them."""
+    if len(matches) == 1:
+        return ""
+    return call.session() or call.conversation()
 
 
 def _body(body: bytes, peeked: Peek, candidate: Candidate) -> bytes:
@@ -315,61 +216,44 @@ def _body(body: bytes, peeked: Peek, candidate: Candidate) -> bytes:
     return spliced
 
 
-def _estimate(call: Call) -> int:
+def _estimate(call: Call, peeked: Peek) -> int:
     """What the request would cost at the first candidate with a short answer."""
     candidate = call.plan.candidates[0]
     price = call.prices.find(candidate.provider_id, candidate.upstream_model, call.model, call.start_ns)
-    if price is None or call.peeked is None:
+    if price is None:
         return 0
-    tokens = Tokens(input=call.peeked.estimated_input_tokens(), output=FIRST_GUESS_OUTPUT_TOKENS)
+    tokens = Tokens(input=peeked.estimated_input_tokens(), output=FIRST_GUESS_OUTPUT_TOKENS)
     return cost(tokens, price.rates, candidate.cost_multiplier_ppm)
 
 
-def _head(call: Call, answered: Answered, is_streaming: bool) -> RelayResponse:
+def _head(call: Call, answered: Answered) -> RelayResponse:
     headers = [
         Header(name=name, value=value.encode("latin-1", "replace")) for name, value in answered.headers
     ]
-    return RelayResponse(
-        head=RelayHead(
-            status=answered.status, headers=headers, request_id=call.request_id, is_streaming=is_streaming
-        )
+    head = RelayHead(
+        status=answered.status,
+        headers=headers,
+        request_id=call.request_id,
+        is_streaming=answered.watcher is not None,
     )
+    return RelayResponse(head=head)
 
 
-def _ended(watcher: StreamWatcher) -> "usage_pb2.Terminal.ValueType":
-    if watcher.error_seen:
-        return usage_pb2.TERMINAL_UPSTREAM_ERROR
-    return _finished(watcher.stop_reason)
+def _note_error(call: Call, error: LurusError) -> None:
+    """Records a failure that the client is told of before any byte of an answer."""
+    error.metadata["request_id"] = call.request_id
+    call.error_reason = call.error_reason or error.reason
+    if call.terminal == usage_pb2.TERMINAL_CLIENT_GONE:
+        call.terminal = usage_pb2.TERMINAL_REFUSED
+    dialect = PATHS.get(call.request.path)
+    if dialect is not None and not call.http_status:
+        shown = http_error(dialect, error.reason, error.message, error.metadata, call.request_id)
+        call.http_status = shown.status
 
 
-def _finished(stop_reason: str) -> "usage_pb2.Terminal.ValueType":
-    if stop_reason in INCOMPLETE_REASONS:
-        return usage_pb2.TERMINAL_INCOMPLETE
-    return usage_pb2.TERMINAL_COMPLETE
-
-
-def _count(call: Call, event: usage_pb2.UsageEvent) -> None:
-    terminal = usage_pb2.Terminal.Name(event.terminal).removeprefix("TERMINAL_").lower()
-    metrics.REQUESTS.labels(PATHS[event.path].value if event.path in PATHS else "none", terminal).inc()
-    if not event.provider_id:
-        return
-    tokens, provider_id = event.tokens, event.provider_id
-    writes = tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
-    counts = (tokens.input, tokens.cache_read, writes, tokens.output)
-    for kind, count in zip(metrics.TOKEN_KINDS, counts, strict=True):
-        if count:
-            metrics.TOKENS.labels(provider_id, kind).inc(count)
-    metrics.COST.labels(provider_id).inc(event.cost_nano_usd)
-    if event.is_unpriced:
-        metrics.UNPRICED.labels(provider_id).inc()
-    if call.first_event_seconds is not None:
-        metrics.FIRST_EVENT.labels(provider_id).observe(call.first_event_seconds)
-    if call.answer is not None:
-        metrics.SUSPECT.labels(provider_id).inc(call.answer.anomaly_count)
-        metrics.BROKEN.labels(provider_id).inc(call.answer.broken_event_count)
-
-
-def _done() -> "asyncio.Future[None]":
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
-    return future
+def _checkpoint(call: Call) -> tuple[bytes, str] | None:
+    """Returns the event so far of a live stream, None if nothing has happened since the last one."""
+    if call.answer is None or call.settled is not None or call.response_bytes == call.checkpointed_bytes:
+        return None
+    call.checkpointed_bytes = call.response_bytes
+    return call.event().SerializeToString(), call.request_id

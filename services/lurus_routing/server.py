@@ -10,7 +10,7 @@ from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus.routing.v1.routing_pb2_grpc import add_RoutingServiceServicer_to_server
 from lurus_common.inprocess import InProcessChannel, InProcessServer
-from lurus_common.rpc import ErrorInterceptor, open_channel
+from lurus_common.rpc import open_channel, server_interceptors
 from lurus_common.serving import grpc_service
 from lurus_common.settings import Settings
 from lurus_routing.follow import follow_keys, follow_providers, key_lookup, lease_request
@@ -43,8 +43,7 @@ async def routing_server(settings: Settings) -> AsyncIterator[int]:
 async def routing_in_process(settings: Settings) -> AsyncIterator[tuple[InProcessChannel, int]]:
     """Gives a channel without a socket, and serves the gRPC port as well; yields both."""
     async with _routing(settings) as (servicer, readiness), _wire(settings, servicer, readiness) as port:
-        # The token is checked on the wire; in process only the edge calls, which hands keys over.
-        server = InProcessServer([ErrorInterceptor()])
+        server = InProcessServer(server_interceptors(settings.admin_token, OPEN_METHODS))
         add_RoutingServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
         channel = server.channel()
         try:
@@ -85,14 +84,14 @@ async def _routing(settings: Settings) -> AsyncIterator[tuple[RoutingServicer, A
         publisher = OutboxRelay(outbox, settings.nats_url, settings.worker_id)
         keys = KeyTable(settings.key_pepper, key_lookup(billing))
         leases = Leases(lease_request(billing), settings.worker_id, settings.lease_nano_usd)
-        session = await stack.enter_async_context(open_session())
+        session = await stack.enter_async_context(open_session(settings.http_hosts()))
         relay = Relay(settings, session, keys, leases, outbox)
         await stack.enter_async_context(
             _background(
                 follow_keys(billing, keys),
                 follow_providers(provider, relay.take_providers),
                 publisher.run(),
-                relay.keep_checkpoints(),
+                relay.tend(),
             )
         )
         stack.push_async_callback(publisher.flush, FLUSH_SECONDS)

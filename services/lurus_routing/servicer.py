@@ -16,9 +16,10 @@ from lurus_common.errors import DependencyUnavailable, NotBuiltYet, NotFound
 from lurus_common.rpc import bearer_token
 from lurus_routing.breaker import State
 from lurus_routing.call import duration
+from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog
 from lurus_routing.keys import KeyTable
-from lurus_routing.plan import Candidate, make_plan
+from lurus_routing.plan import make_plan
 from lurus_routing.relay import Relay
 
 _BREAKER_STATES = {
@@ -36,9 +37,9 @@ class RoutingServicer(RoutingServiceServicer):
         self._keys = keys
         self._admin_token = admin_token
 
-    async def Relay(self, request: pb.RelayRequest, context: Any) -> AsyncIterator[pb.RelayResponse]:
-        async for response in self._relay.serve(request):
-            yield response
+    def Relay(self, request: pb.RelayRequest, context: Any) -> AsyncIterator[pb.RelayResponse]:
+        # Handed on, not looped over: who closes it closes the call itself.
+        return self._relay.serve(request)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         allowed = await self._allowed_models(list(request.credentials) or [bearer_token(context)])

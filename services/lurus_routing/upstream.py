@@ -1,23 +1,28 @@
 """Calls to providers: one pooled HTTP client per worker."""
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from yarl import URL
 
+from lurus_common.addresses import GuardedConnector
 from lurus_common.errors import LurusError, UpstreamFailed, UpstreamTimeout
 from lurus_dialects.dialect import Dialect
-from lurus_routing.plan import Candidate
+from lurus_routing.candidate import Candidate
 
 KEEP_ALIVE_SECONDS = 30
 DNS_SECONDS = 60
 MAX_ERROR_BYTES = 64 * 1024
+ERROR_SECONDS = 10.0
 MAX_BODY_BYTES = 40 * 1024 * 1024
 MAX_HEADER_BYTES = 32 * 1024
+# Larger ones are written piece by piece, so that others get their turn.
+MAX_BODY_AT_ONCE_BYTES = 512 * 1024
 OUR_OWN_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "content-type"})
 
 
@@ -26,10 +31,18 @@ class ConnectionLost(UpstreamFailed):
 
 
 @asynccontextmanager
-async def open_session() -> AsyncIterator[ClientSession]:
-    """Gives the client that all calls of a worker share."""
-    connector = TCPConnector(
-        limit=0, limit_per_host=0, ttl_dns_cache=DNS_SECONDS, keepalive_timeout=KEEP_ALIVE_SECONDS
+async def open_session(http_hosts: frozenset[str]) -> AsyncIterator[ClientSession]:
+    """Gives the client that all calls of a worker share.
+
+    Args:
+        http_hosts: hosts that may be called with plain http, or at a private address.
+    """
+    connector = GuardedConnector(
+        http_hosts,
+        limit=0,
+        limit_per_host=0,
+        ttl_dns_cache=DNS_SECONDS,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
     )
     async with ClientSession(
         connector=connector,
@@ -64,7 +77,7 @@ async def send(
         async with asyncio.timeout(seconds):
             return await session.post(
                 url,
-                data=body,
+                data=body if len(body) <= MAX_BODY_AT_ONCE_BYTES else io.BytesIO(body),
                 headers=[*headers, credential_header(dialect, candidate.secret)],
                 timeout=timeout,
                 allow_redirects=False,
@@ -101,10 +114,11 @@ async def read_body(response: ClientResponse, idle_seconds: float, deadline: flo
     return b"".join(chunks)
 
 
-async def read_error(response: ClientResponse, idle_seconds: float) -> bytes:
-    """Returns an error's body, empty if it cannot be had."""
+async def read_error(response: ClientResponse) -> bytes:
+    """Returns an error's body, empty if it cannot be had soon."""
+    deadline = time.monotonic() + ERROR_SECONDS
     try:
-        return await read_body(response, idle_seconds, time.monotonic() + idle_seconds, MAX_ERROR_BYTES)
+        return await read_body(response, ERROR_SECONDS, deadline, MAX_ERROR_BYTES)
     except LurusError:
         return b""
 
@@ -114,14 +128,18 @@ async def read_chunk(response: ClientResponse, until: float) -> bytes:
 
     Raises:
         UpstreamTimeout: nothing came in time. What comes later is not lost: ask again.
-        UpstreamFailed: the connection broke.
+        UpstreamFailed: the connection broke, or was closed by us.
     """
+    content = response.content
     try:
+        if arrived := content.read_nowait():
+            return arrived
         async with asyncio.timeout_at(until):
-            return await response.content.readany()
+            return await content.readany()
     except TimeoutError as error:
         raise UpstreamTimeout("the provider fell silent") from error
-    except (aiohttp.ClientError, ValueError) as error:
+    except (aiohttp.ClientError, ValueError, RuntimeError) as error:
+        # aiohttp says RuntimeError of a connection that this process has closed.
         raise UpstreamFailed("the provider's answer broke off") from error
 
 

@@ -1,0 +1,26 @@
+"""One choice of a plan."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A credential of a provider that serves the model."""
+
+    provider_id: str
+    credential_id: str
+    secret: str = field(repr=False)
+    base_url: str
+    upstream_model: str
+    rule: str
+    level: int
+    weight: int
+    connect_seconds: float
+    first_event_seconds: float
+    idle_seconds: float
+    has_stream_options: bool
+    cost_multiplier_ppm: int
+    # Calls at once to its provider; 0 means no limit.
+    max_concurrency: int
+    # What its breaker is known by: provider, credential, upstream model.
+    key: tuple[str, str, str]

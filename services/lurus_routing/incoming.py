@@ -1,0 +1,68 @@
+"""What is checked of a call before anything is done with it.
+
+The edge has checked the same of what came over HTTP; a team that calls over
+gRPC has not. What passes here can neither smuggle a line into the request to
+a provider nor make a provider look broken.
+"""
+
+import re
+from typing import Final
+
+from lurus.routing.v1.routing_pb2 import RelayRequest
+from lurus.usage.v1 import usage_pb2
+from lurus_common.errors import InvalidRequest, RequestTooLarge
+from lurus_dialects.dialect import Dialect
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 * 1024
+MAX_QUERY_CHARACTERS = 8192
+MAX_CREDENTIALS = 4
+COUNT_PATH: Final = "/v1/messages/count_tokens"
+
+_DIALECTS: Final = {
+    usage_pb2.DIALECT_ANTHROPIC: Dialect.ANTHROPIC,
+    usage_pb2.DIALECT_OPENAI_CHAT: Dialect.OPENAI_CHAT,
+    usage_pb2.DIALECT_OPENAI_RESPONSES: Dialect.OPENAI_RESPONSES,
+}
+PATHS: Final = {
+    "/v1/messages": Dialect.ANTHROPIC,
+    COUNT_PATH: Dialect.ANTHROPIC,
+    "/v1/chat/completions": Dialect.OPENAI_CHAT,
+    "/v1/responses": Dialect.OPENAI_RESPONSES,
+}
+# Visible ASCII without `#`; a token and a field value of RFC 9110.
+_QUERY = re.compile(r'[!"$-~]*')
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+
+def check_incoming(request: RelayRequest, max_body_bytes: int) -> Dialect:
+    """Returns the dialect of a call.
+
+    Raises:
+        InvalidRequest, RequestTooLarge: it cannot be passed on as it is.
+    """
+    dialect = PATHS.get(request.path)
+    if dialect is None or _DIALECTS.get(request.dialect) is not dialect:
+        raise InvalidRequest("path and dialect do not belong together", param="path")
+    if len(request.body) > max_body_bytes:
+        raise RequestTooLarge(f"the body is larger than {max_body_bytes} bytes", maximum_bytes=max_body_bytes)
+    if len(request.query) > MAX_QUERY_CHARACTERS or not _QUERY.fullmatch(request.query):
+        raise InvalidRequest("the query is not that of a URL", param="query")
+    if len(request.credentials) > MAX_CREDENTIALS:
+        raise InvalidRequest(f"more than {MAX_CREDENTIALS} credentials", param="credentials")
+    _check_headers(request)
+    return dialect
+
+
+def _check_headers(request: RelayRequest) -> None:
+    size = 0
+    for header in request.headers:
+        name, value = header.name, header.value
+        size += len(name) + len(value)
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise InvalidRequest("a header is not one of HTTP, its name in lower case", param="headers")
+    if len(request.headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        raise InvalidRequest(
+            f"more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them", param="headers"
+        )

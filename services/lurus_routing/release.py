@@ -1,0 +1,146 @@
+"""A stream on its way from the provider to the client, event by event.
+
+The bytes pass as they are. Added are heartbeats while the provider is silent,
+and the error event of a stream that cannot be completed. Before the terminal
+event is released, the usage row is durable.
+"""
+
+import time
+
+from lurus.usage.v1 import usage_pb2
+from lurus_common.errors import LurusError, UpstreamCut, UpstreamFailed, UpstreamTimeout
+from lurus_common.settings import Settings
+from lurus_dialects.upstream_errors import stream_error_status
+from lurus_dialects.watch import StreamWatcher
+from lurus_routing.call import Call
+from lurus_routing.health import Health
+from lurus_routing.settlement import Settlement
+from lurus_routing.upstream import read_chunk
+
+# After the terminal event a provider may still close its stream in order.
+AFTER_END_SECONDS = 1.0
+
+
+class Release:
+    """What may be released of one stream, piece by piece."""
+
+    def __init__(
+        self,
+        call: Call,
+        begin: bytes,
+        watcher: StreamWatcher,
+        settings: Settings,
+        health: Health,
+        settlement: Settlement,
+    ) -> None:
+        if call.candidate is None or call.response is None:
+            raise AssertionError("a stream has its candidate and its response")
+        self._call = call
+        self._begin = begin
+        self._watcher = watcher
+        self._response = call.response
+        self._idle_seconds = call.candidate.idle_seconds
+        self._heartbeat_seconds = settings.heartbeat_seconds
+        self._total_until = call.start + settings.stream_total_seconds
+        self._health = health
+        self._settlement = settlement
+        self._heard = self._released = time.monotonic()
+        self._is_ended = False
+
+    async def next(self) -> bytes:
+        """Returns what may be released next, empty at the end.
+
+        Who stops waiting loses nothing: what has not been returned is still there.
+        """
+        call = self._call
+        call.waits_for_client_since = None
+        released, self._begin = self._begin, b""
+        while not released and not self._is_ended:
+            released = await self._advance()
+        if released:
+            call.note_release(len(released))
+        if call.settled is None and (self._is_ended or self._watcher.is_over):
+            self._note_end()
+            await self._settlement.settle(call)
+        self._released = call.waits_for_client_since = time.monotonic()
+        return released
+
+    def _note_end(self) -> None:
+        """The provider has ended its answer, in its own words."""
+        call, watcher = self._call, self._watcher
+        call.terminal = finished(watcher.stop_reason)
+        if watcher.error_seen:
+            call.terminal = usage_pb2.TERMINAL_UPSTREAM_ERROR
+            call.error_reason = UpstreamFailed.reason
+            if call.permit is not None and stream_error_status(watcher.error_body) >= 500:
+                self._health.fail(call.permit, time.monotonic())
+
+    async def _advance(self) -> bytes:
+        """Reads once. Returns what that allows to release, perhaps nothing."""
+        watcher = self._watcher
+        try:
+            chunk = await self._read()
+            if chunk:
+                self._heard = time.monotonic()
+                return watcher.feed(chunk)
+            if chunk is None:
+                return watcher.heartbeat()
+            was_over = watcher.is_over
+            tail = watcher.finish()
+            self._is_ended = True
+            if was_over:
+                return b""
+            if watcher.is_over or watcher.terminal_ok:
+                return tail
+            cut = UpstreamCut("the provider ended its stream before its answer was complete")
+            return tail + await self._break(cut)
+        except LurusError as error:
+            self._is_ended = True
+            return b"" if watcher.is_over else await self._break(error)
+
+    async def _read(self) -> bytes | None:
+        """Returns what has arrived, empty at the end, or None when a heartbeat is due.
+
+        Raises:
+            UpstreamTimeout: nothing came for longer than the provider may be silent.
+            UpstreamFailed: the connection broke.
+        """
+        silence = AFTER_END_SECONDS if self._watcher.is_over else self._idle_seconds
+        until = min(self._heard + silence, self._total_until)
+        try:
+            return await read_chunk(self._response, min(self._released + self._heartbeat_seconds, until))
+        except UpstreamTimeout:
+            if time.monotonic() >= until:
+                raise
+            return None
+
+    async def _break(self, error: LurusError) -> bytes:
+        """Settles a stream that cannot be completed; returns the event that says so."""
+        call = self._call
+        is_timeout = isinstance(error, UpstreamTimeout)
+        call.terminal = usage_pb2.TERMINAL_TIMEOUT if is_timeout else usage_pb2.TERMINAL_TRUNCATED
+        call.error_reason = error.reason
+        now = time.monotonic()
+        if call.permit is not None and now < self._total_until and call.settled is None:
+            self._health.fail(call.permit, now)
+        event = self._watcher.stream_error(error.reason, error.message, call.request_id)
+        await self._settlement.settle(call)
+        return event
+
+
+def finished(stop_reason: str) -> "usage_pb2.Terminal.ValueType":
+    """Returns how an answer ended that its provider has finished."""
+    is_incomplete = stop_reason in _INCOMPLETE_REASONS
+    return usage_pb2.TERMINAL_INCOMPLETE if is_incomplete else usage_pb2.TERMINAL_COMPLETE
+
+
+_INCOMPLETE_REASONS = frozenset(
+    {
+        "length",
+        "max_tokens",
+        "max_output_tokens",
+        "content_filter",
+        "refusal",
+        "model_context_window_exceeded",
+    }
+)

@@ -1,0 +1,71 @@
+"""The end of a call: its money, its usage event, its metrics. Once, whatever happened."""
+
+import asyncio
+
+from lurus.usage.v1 import usage_pb2
+from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_routing import metrics
+from lurus_routing.call import Call
+from lurus_routing.incoming import COUNT_PATH, PATHS
+from lurus_routing.leases import Leases
+from lurus_routing.outbox import Outbox
+
+
+class Settlement:
+    """Settles calls of one worker."""
+
+    def __init__(self, leases: Leases, outbox: Outbox) -> None:
+        self._leases = leases
+        self._outbox = outbox
+
+    def settle(self, call: Call) -> "asyncio.Future[None]":
+        """Makes the final event durable, once; the future ends when it is.
+
+        Need not be awaited: a client that leaves must not be able to cancel its own bill.
+        """
+        if call.settled is not None:
+            return call.settled
+        event = call.event()
+        call.receipt = event
+        if call.reservation is not None:
+            if event.token_source:
+                self._leases.settle(call.reservation, event.cost_nano_usd)
+            else:
+                self._leases.release(call.reservation)
+        _count(call, event)
+        call.settled = self._write(call, event)
+        return call.settled
+
+    def _write(self, call: Call, event: UsageEvent) -> "asyncio.Future[None]":
+        if call.has_intent:
+            return self._outbox.finish(event)
+        # A refusal is worth a row in the log, as long as rows can be written.
+        is_logged = call.grant.account_id and call.request.path != COUNT_PATH
+        if is_logged and not self._outbox.problem and not self._outbox.is_full:
+            return self._outbox.record(event)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+def _count(call: Call, event: UsageEvent) -> None:
+    terminal = usage_pb2.Terminal.Name(event.terminal).removeprefix("TERMINAL_").lower()
+    dialect = PATHS.get(event.path)
+    metrics.REQUESTS.labels(dialect.value if dialect else "none", terminal).inc()
+    if not event.provider_id:
+        return
+    provider = metrics.of_provider(event.provider_id)
+    tokens = event.tokens
+    writes = tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
+    counts = (tokens.input, tokens.cache_read, writes, tokens.output)
+    for counter, count in zip(provider.tokens, counts, strict=True):
+        if count:
+            counter.inc(count)
+    provider.cost.inc(event.cost_nano_usd)
+    if event.is_unpriced:
+        provider.unpriced.inc()
+    if call.first_event_seconds is not None:
+        provider.first_event.observe(call.first_event_seconds)
+    if call.answer is not None:
+        provider.suspect.inc(call.answer.anomaly_count)
+        provider.broken.inc(call.answer.broken_event_count)
