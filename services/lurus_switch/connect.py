@@ -30,7 +30,8 @@ def openai(base_url: str, key: str, model: str) -> str:
             "from openai import OpenAI",
             f'client = OpenAI(base_url="{base_url}/v1", api_key="{key}")',
             f'for event in client.responses.create(model="{model}", input="Hello", stream=True):',
-            '    print(getattr(event, "delta", ""), end="", flush=True)',
+            '    if event.type == "response.output_text.delta":',
+            '        print(event.delta, end="", flush=True)',
         ]
     )
 
@@ -127,8 +128,11 @@ def one_line(client: str, base_url: str, key: str, model: str) -> str:
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in words), "claude"])
 
 
-def welcome(base_url: str, key: str, data_dir: Path) -> str:
-    """Returns what `lurus up` prints when all is ready: where, with which key, and lines to copy."""
+def welcome(base_url: str, key: str, data_dir: Path, command: str) -> str:
+    """Returns what `lurus up` prints when all is ready: where, with which key, and lines to copy.
+
+    `command` is what to type for `lurus` here.
+    """
     sections = [
         ("curl", curl(base_url, key, DEFAULT_MODEL)),
         ("OpenAI SDK", openai(base_url, key, DEFAULT_MODEL)),
@@ -147,17 +151,19 @@ Copy into another terminal:
 
 {copied}
 
-{NOTE.format(where=_data_dir_option(data_dir))}"""
+{NOTE.format(lurus=command, where=_data_dir_option(data_dir))}"""
 
 
 NOTE = """\
 The sandbox answers: fixed words in every dialect, for trying things out. It is not a model.
 A real one, in one command (the key is read from the variable, sealed, and never shown):
 
-  lurus provider create anthropic --base-url https://api.anthropic.com --dialect anthropic \\
+  {lurus} provider create anthropic --base-url https://api.anthropic.com --dialect anthropic \\
     --model 'claude-*' --secret-env ANTHROPIC_API_KEY{where}
 
-What was used:  lurus logs{where} · lurus balance{where} · lurus status{where}
+What was used: {lurus} logs{where}
+What is left:  {lurus} balance{where}
+How it runs:   {lurus} status{where}
 Ctrl-C stops everything."""
 
 

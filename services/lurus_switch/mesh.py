@@ -36,7 +36,7 @@ _REMEDIES = {
     "MODEL_FORBIDDEN": "The key allows other models: `lurus key list`.",
     "BALANCE_TOO_LOW": "Add money: lurus account credit ACCOUNT 10.00",
     "QUOTA_EXCEEDED": "See the caps with `lurus quota`, raise them with `lurus quota --daily 10.00`.",
-    "NOT_FOUND": "The `list` command of the same noun shows what there is.",
+    "NOT_FOUND": "The `list` command of the same noun shows what there is; for requests `lurus logs`.",
     "ALREADY_EXISTS": "Change it with `update`, or choose another id.",
     "DEPENDENCY_UNAVAILABLE": "`lurus status` and `lurus doctor` show what is down.",
     "NO_HEALTHY_PROVIDER": "`lurus explain MODEL` shows what is benched and for how long.",

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,7 +126,7 @@ class _Up:
         base_url = f"http://{self._plan.address_of_edge}"
         key = (self._data_dir.path / FIRST_KEY_FILE).read_text().strip()
         self._screen.line(f"Ready after {time.time() - self._begin:.1f} s.", "bold")
-        self._screen.line(connect.welcome(base_url, key, self._data_dir.path))
+        self._screen.line(connect.welcome(base_url, key, self._data_dir.path, typed_command()))
 
     async def _stop(self) -> None:
         self._is_stopping = True
@@ -167,6 +169,16 @@ class _Up:
             processes=rows,
         )
         write_run_file(self._data_dir.path, run)
+
+
+def typed_command() -> str:
+    """Returns what to type for `lurus` here: the name if it is on PATH, else its shortest path."""
+    program = Path(sys.executable).with_name("lurus")
+    if not program.exists() or shutil.which("lurus") == str(program):
+        return "lurus"
+    with contextlib.suppress(ValueError):
+        return str(program.relative_to(Path.cwd()))
+    return str(program)
 
 
 def lurus_version() -> str:

@@ -299,7 +299,9 @@ def _show(message: pb.Provider, as_json: bool) -> None:
     if as_json:
         return print_json(message)
     credentials = [
-        f"{row.credential_id} (…{row.last_four}{', disabled' if row.is_disabled else ''})"
+        row.credential_id
+        + (f" (…{row.last_four})" if row.last_four else "")
+        + (" (disabled)" if row.is_disabled else "")
         for row in message.credentials
     ]
     limits, factor = message.limits, message.cost_multiplier_ppm
