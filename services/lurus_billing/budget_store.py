@@ -18,6 +18,12 @@ from lurus_common.ids import new_id
 from lurus_common.money import require_amount
 from lurus_common.postgres import Connection, transaction
 
+# The time is taken outside of the query that waits for the lock, so after the wait.
+_LOCK = """
+SELECT clock_timestamp() FROM (
+    SELECT true FROM billing.ledger_account WHERE ledger_account_id = $1 FOR UPDATE
+) AS locked
+"""
 _STANDING = """
 SELECT l.balance_nano_usd, l.used_nano_usd, a.credit_limit_nano_usd, a.time_zone, a.is_closed,
     coalesce(q.daily_limit_nano_usd, 0) AS daily_limit,
@@ -50,7 +56,9 @@ INSERT INTO billing.lease (lease_id, account_id, worker_id, granted_nano_usd, ex
 VALUES ($1, $2, $3, $4, $5::timestamptz + make_interval(secs => $6)) RETURNING expire_time
 """
 # Expired leases stay for a day, for people.
-_FORGET = "DELETE FROM billing.lease WHERE account_id = $1 AND expire_time < $2::timestamptz - interval '1 day'"
+_FORGET = (
+    "DELETE FROM billing.lease WHERE account_id = $1 AND expire_time < $2::timestamptz - interval '1 day'"
+)
 _SET_QUOTA = """
 INSERT INTO billing.quota (account_id, daily_limit_nano_usd, monthly_limit_nano_usd, total_limit_nano_usd)
 VALUES ($1, $2, $3, $4) ON CONFLICT (account_id) DO UPDATE SET
@@ -146,7 +154,6 @@ class BudgetStore:
             if budget.is_closed:
                 raise FailedPrecondition("the account is closed", resource="account", id=request.account_id)
             granted = leases.grant(budget.funds, request.amount_nano_usd, self._lease_nano_usd)
-            await connection.execute(_FORGET, request.account_id, now)
             if granted.amount_nano_usd:
                 return await self._lend(connection, request, granted.amount_nano_usd, now)
         reset_time = _timestamp(granted.reset_time) if granted.reset_time else None
@@ -168,6 +175,7 @@ class BudgetStore:
     async def _lend(
         self, connection: Connection, request: pb.LeaseQuotaRequest, amount: int, now: datetime
     ) -> pb.LeaseQuotaResponse:
+        await connection.execute(_FORGET, request.account_id, now)
         lease_id = new_id("lease")
         expire_time = await connection.fetchval(
             _LEND, lease_id, request.account_id, request.worker_id, amount, now, self._lease_seconds
@@ -187,17 +195,25 @@ def _timestamp(time: datetime) -> Timestamp:
 
 
 async def _lock(connection: Connection, account_id: str) -> datetime:
-    """Locks an account's row and returns the database's time once it is ours."""
-    query = "SELECT true FROM billing.ledger_account WHERE ledger_account_id = $1 FOR UPDATE"
-    await connection.execute(query, account_id)
-    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    """Locks an account's row and returns the database's time once it is ours.
+
+    Raises:
+        NotFound: if there is no such account.
+    """
+    now: datetime | None = await connection.fetchval(_LOCK, account_id)
+    if now is None:
+        raise _not_found(account_id)
     return now
+
+
+def _not_found(account_id: str) -> NotFound:
+    return NotFound("no such account", resource="account", id=account_id)
 
 
 async def _budget(connection: Connection, account_id: str, now: datetime | None = None) -> _Budget:
     row = await connection.fetchrow(_STANDING, account_id)
     if row is None:
-        raise NotFound("no such account", resource="account", id=account_id)
+        raise _not_found(account_id)
     now = now or await connection.fetchval("SELECT clock_timestamp()")
     periods = leases.periods(now, row["time_zone"])
     used = await connection.fetchrow(_USED, account_id, periods.day_start, periods.month_start)

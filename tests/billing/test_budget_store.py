@@ -9,7 +9,12 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
@@ -17,7 +22,7 @@ from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
 from lurus_billing.store import LedgerStore
 from lurus_common import postgres
-from lurus_common.errors import FailedPrecondition, InvalidRequest, NotFound
+from lurus_common.errors import DependencyUnavailable, FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.ids import new_id
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +79,12 @@ class TestLend:
         self, budgets: BudgetStore, ledger_store: LedgerStore, account_id: str
     ) -> None:
         await rich(ledger_store, account_id, 10 * LEASE)
-        granted = await asyncio.gather(*(budgets.lend(ask(account_id)) for _ in range(200)))
+        answers = await asyncio.gather(
+            *(budgets.lend(ask(account_id)) for _ in range(200)), return_exceptions=True
+        )
+        granted = [one for one in answers if isinstance(one, pb.LeaseQuotaResponse)]
+        others = {type(one) for one in answers if not isinstance(one, pb.LeaseQuotaResponse)}
+        assert others <= {DependencyUnavailable}  # on a slow machine some wait too long for a connection
         assert sum(one.amount_nano_usd for one in granted) == 10 * LEASE
         assert sum(bool(one.lease_id) for one in granted) == 10
 
@@ -221,17 +231,35 @@ class LeaseMachine(RuleBasedStateMachine):
         self.name = new_id("acct")
         self.bank.run(self.bank.accounts.create(pb.Account(account_id=self.name, credit_limit_nano_usd=50)))
         self.money = 50
+        self.top_up(500)
         self.leases: dict[str, _Lent] = {}
         self.current = ["", "", ""]
         self.in_flight: list[UsageEvent] = []
 
-    @rule(amount=st.integers(1, 500))
+    # One rule, since hypothesis leaves out whole rules at random, and without leases nothing happens.
+    @rule(
+        action=st.sampled_from([*["lease", "spend", "settle"] * 4, "lose", "expire", "repeat", "top_up"]),
+        worker=st.integers(0, 2),
+        number=st.sampled_from([1, 10, 50, 50, 100]),
+    )
+    def act(self, action: str, worker: int, number: int) -> None:
+        if action == "top_up":
+            self.top_up(number)
+        elif action in ("lease", "lose"):
+            self.lease(worker, 4 * number, is_lost=action == "lose")
+        elif action == "spend":
+            self.spend(worker, number)
+        elif action in ("settle", "repeat"):
+            self.settle(1 + number // 20, is_repeated=action == "repeat")
+        elif self.leases:
+            self.expire(list(self.leases)[-1 - number % len(self.leases)])
+
     def top_up(self, amount: int) -> None:
         self.bank.run(rich(self.bank.ledger, self.name, amount))
         self.money += amount
 
-    @rule(worker=st.integers(0, 2), amount=st.integers(0, 400), is_lost=st.booleans())
     def lease(self, worker: int, amount: int, is_lost: bool) -> None:
+        """Returns the worker's lease, which then admits nothing more, and asks for another."""
         previous = self.current[worker]
         held = self.leases.get(previous)
         if held:
@@ -240,10 +268,10 @@ class LeaseMachine(RuleBasedStateMachine):
         answer = self.bank.run(self.bank.budgets.lend(request))
         if answer.lease_id:
             self.leases[answer.lease_id] = _Lent(answer.amount_nano_usd)
+            self.leases[answer.lease_id].is_usable = not is_lost
         if not is_lost:
             self.current[worker] = answer.lease_id
 
-    @rule(worker=st.integers(0, 2), share=st.integers(1, 100))
     def spend(self, worker: int, share: int) -> None:
         lease = self.leases.get(self.current[worker])
         if lease is None or not lease.is_usable or lease.spent == lease.amount:
@@ -252,19 +280,16 @@ class LeaseMachine(RuleBasedStateMachine):
         lease.spent += cost
         self.in_flight.append(self.bank.make_event(self.name, cost, lease_id=self.current[worker]))
 
-    @rule(count=st.integers(1, 5), is_repeated=st.booleans())
     def settle(self, count: int, is_repeated: bool) -> None:
         batch, self.in_flight = self.in_flight[:count], self.in_flight[count:]
+        if not batch:
+            return
         for _ in range(1 + is_repeated):
             self.bank.run(self.bank.ledger.settle(batch))
         for event in batch:
             self.leases[event.lease_id].settled += event.cost_nano_usd
 
-    @rule(number=st.integers(0, 20))
-    def expire(self, number: int) -> None:
-        if not self.leases:
-            return
-        lease_id = list(self.leases)[number % len(self.leases)]
+    def expire(self, lease_id: str) -> None:
         query = "UPDATE billing.lease SET expire_time = clock_timestamp() WHERE lease_id = $1"
         self.bank.run(self.bank.pool.execute(query, lease_id))
         lease = self.leases[lease_id]
@@ -272,13 +297,14 @@ class LeaseMachine(RuleBasedStateMachine):
         lease.late = max(lease.late, lease.spent - lease.settled)
 
     @invariant()
-    def no_more_is_spent_than_there_is_and_came_late(self) -> None:
-        spent = sum(lease.spent for lease in self.leases.values())
-        late = sum(lease.late for lease in self.leases.values())
-        assert spent <= self.money + late
+    def no_more_can_be_spent_than_there_is_and_came_late(self) -> None:
+        """Even if every worker spends all that it was lent, now."""
+        leases = self.leases.values()
+        spendable = sum(lease.amount if lease.is_usable else lease.spent for lease in leases)
+        assert spendable <= self.money + sum(lease.late for lease in leases)
 
     def teardown(self) -> None:
-        self.settle(len(self.in_flight), False)
+        self.settle(len(self.in_flight), is_repeated=False)
         balance = self.bank.run(self.bank.budgets.balance(self.name)).balance_nano_usd
         assert balance == self.money - 50 - sum(lease.spent for lease in self.leases.values())
 

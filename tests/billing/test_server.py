@@ -264,13 +264,17 @@ class TestWatchKeys:
 
     async def test_it_misses_nothing_of_100_writes_at_once(self, stub: Any) -> None:
         table = _Table(stub)
-        names = [await new_account(stub) for _ in range(5)]
-        made = await asyncio.gather(*(new_key(stub, names[number % 5]) for number in range(60)))
+        names = [await new_account(stub) for _ in range(6)]
+        made = await asyncio.gather(*(new_key(stub, names[number % 6]) for number in range(60)))
         ids = [answer.key.key_id for answer in made]
+        for key_id in ids:
+            await until(lambda key_id=key_id: table.has(key_id))
         late = _Table(stub)  # begins in the middle of the changes
+        closed, others = names[0], [one.key for one in made if one.key.account_id != names[0]]
         await asyncio.gather(
-            *(stub.RevokeKey(pb.RevokeKeyRequest(key_id=key_id)) for key_id in ids[:40]),
-            *(stub.DeleteAccount(pb.DeleteAccountRequest(account_id=name)) for name in names),
+            *(stub.RevokeKey(pb.RevokeKeyRequest(key_id=key.key_id)) for key in others),
+            stub.DeleteAccount(pb.DeleteAccountRequest(account_id=closed)),
+            *(new_key(stub, names[1]) for _ in range(20)),
         )
         for one in (table, late):
             for key_id in ids:
