@@ -16,6 +16,8 @@ WINDOW_SHARE = 0.5
 WINDOW_MAXIMUM = 1000
 OPEN_SECONDS = 30.0
 MAX_OPEN_SECONDS = 300.0
+# When nobody else is left, a breaker or a bench counts no longer than this.
+LAST_RESORT_SECONDS = 5.0
 # A probe that takes longer (a plain answer may take minutes) does not keep the next one waiting.
 PROBE_SECONDS = 60.0
 # The number of a call that is no probe.
@@ -39,6 +41,7 @@ class Breaker:
     """
 
     in_a_row: int = 0
+    opened: float = 0.0
     open_until: float = 0.0
     times_open: int = 0
     is_open: bool = False
@@ -54,11 +57,16 @@ class Breaker:
             return State.CLOSED
         return State.OPEN if now < self.open_until else State.HALF_OPEN
 
-    def admits(self, now: float) -> bool:
-        """Whether a call may pass; asking changes nothing."""
+    def admits(self, now: float, is_last_resort: bool = False) -> bool:
+        """Whether a call may pass; asking changes nothing.
+
+        When nobody else can be asked, a probe may be made soon: a provider that
+        is back must not stay away for the rest of the 30 s.
+        """
         if not self.is_open:
             return True
-        return now >= self.open_until and not self.is_probed(now)
+        until = min(self.open_until, self.opened + LAST_RESORT_SECONDS) if is_last_resort else self.open_until
+        return now >= until and not self.is_probed(now)
 
     def is_probed(self, now: float) -> bool:
         """Whether a probe is running that others wait for."""
@@ -107,6 +115,7 @@ class Breaker:
     def _open(self, now: float) -> None:
         self.is_open = True
         self.times_open += 1
+        self.opened = now
         self.open_until = now + min(OPEN_SECONDS * self.times_open, MAX_OPEN_SECONDS)
         self.probe = ORDINARY
         self.in_a_row = 0

@@ -3,15 +3,13 @@
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
-from lurus_routing.breaker import ORDINARY, Breaker, State
+from lurus_routing.breaker import LAST_RESORT_SECONDS, ORDINARY, Breaker, State
 from lurus_routing.candidate import Candidate
 
 MAX_BREAKERS = 10_000
 CREDENTIAL_BENCH_SECONDS = 60.0
 THROTTLE_BENCH_SECONDS = 5.0
 MAX_THROTTLE_BENCH_SECONDS = 300.0
-# When nobody else is left, a bench counts no longer than this: one 429 must not take a model away.
-LAST_RESORT_BENCH_SECONDS = 5.0
 # What to wait for a probe, or for a call to end, of which nobody knows the time.
 SHORT_WAIT_SECONDS = 1.0
 
@@ -51,13 +49,14 @@ class Health:
         Args:
             candidate: whom to ask.
             now: monotonic seconds.
-            is_last_resort: nobody else can be asked, so a bench counts for a short time only.
+            is_last_resort: nobody else can be asked, so benches and breakers count for a short time
+                only: one 429 must not take a model away.
         """
         bench = self.bench(candidate.key[:2], now)
-        if bench and not (is_last_resort and now >= bench.since + LAST_RESORT_BENCH_SECONDS):
+        if bench and not (is_last_resort and now >= bench.since + LAST_RESORT_SECONDS):
             return f"benched: {bench.reason}"
         breaker = self._breakers.get(candidate.key)
-        if breaker and not breaker.admits(now):
+        if breaker and not breaker.admits(now, is_last_resort):
             is_open = breaker.state(now) is State.OPEN
             return "breaker open" if is_open else "breaker half-open, its probe is running"
         if 0 < candidate.max_concurrency <= self._live[candidate.provider_id]:
@@ -121,11 +120,12 @@ class Health:
         """For how long a skipped candidate will be skipped, as far as can be told."""
         waits = [SHORT_WAIT_SECONDS]
         if bench := self.bench(key[:2], now):
-            until = bench.since + LAST_RESORT_BENCH_SECONDS if is_last_resort else bench.until
+            until = bench.since + LAST_RESORT_SECONDS if is_last_resort else bench.until
             waits.append(min(bench.until, until) - now)
         breaker = self._breakers.get(key)
         if breaker is not None and breaker.is_open:
-            waits.append(breaker.open_until - now)
+            soonest = breaker.opened + LAST_RESORT_SECONDS if is_last_resort else breaker.open_until
+            waits.append(min(soonest, breaker.open_until) - now)
         return max(waits)
 
     def refuse_credential(self, key: CredentialKey, now: float, status: int) -> None:

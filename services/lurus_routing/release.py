@@ -107,8 +107,10 @@ class Release:
         """
         silence = AFTER_END_SECONDS if self._watcher.is_over else self._idle_seconds
         until = min(self._heard + silence, self._total_until)
+        # Nothing may follow the terminal event, not even a heartbeat.
+        beat = until if self._watcher.is_over else self._released + self._heartbeat_seconds
         try:
-            return await read_chunk(self._response, min(self._released + self._heartbeat_seconds, until))
+            return await read_chunk(self._response, min(beat, until))
         except UpstreamTimeout:
             if time.monotonic() >= until:
                 raise
