@@ -26,13 +26,14 @@ pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {
     "b2: re-chunked at every byte": ("tests/dialects/test_watch.py", "every"),
-    "e: start with an empty NATS": ("tests/common/test_consumer.py", "empty"),
+    "e: start with an empty NATS": ("tests/common/test_consumer.py", "makes_the_stream"),
     "g: redelivered five times, one debit": ("tests/billing", "five"),
     "g: poison is parked, neighbours settle": ("tests/billing", "poison"),
     "h: ClickHouse killed in mid-batch": ("tests/log", "kill"),
     "l: no failover after the first event": ("tests/routing", "commit"),
     "m: one probe at half-open": ("tests/routing", "probe"),
-    "o: no plaintext key in a database dump": ("tests/billing", "plaintext"),
+    "o: no plaintext key in a database dump": ("tests/billing", "stored_nowhere"),
+    "o: no plaintext credential in a database dump": ("tests/provider", "nowhere_in_plaintext"),
 }
 
 CHAT_CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[%b]}\n\n'
@@ -65,9 +66,10 @@ async def scripted(mesh: Mesh, name: str) -> AsyncIterator[ScriptedUpstream]:
             "credentials": [{"secret": "a-secret-of-the-test"}],
             "model_mappings": [{"model": f"{name}-*", "upstream_model": "up-*"}],
         }
-        await asyncio.to_thread(mesh.rest, "POST", "providers", json=provider)
+        # The price first: a gateway that knows the provider then knows it too.
         price = {"model": f"{name}-x", "input_nano_usd": str(10**9), "output_nano_usd": str(2 * 10**9)}
         await asyncio.to_thread(mesh.rest, "POST", "prices", json=price)
+        await asyncio.to_thread(mesh.rest, "POST", "providers", json=provider)
         try:
             await asyncio.to_thread(eventually, lambda: is_known(mesh, f"{name}-x"), 10)
             yield upstream
