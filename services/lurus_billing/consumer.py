@@ -28,15 +28,24 @@ class UsageBus:
         self._store = store
         self._client: Client | None = None
         self._consumer: UsageConsumer | None = None
+        self._problem = ""
 
     async def problems(self) -> dict[str, str]:
         """What an operator has to mend: a bus that is away mends itself, a wrong stream does not."""
-        problem = self._consumer.problem if self._consumer else ""
+        problem = self._consumer.problem if self._consumer else self._problem
         return {"usage": problem} if problem else {}
 
     async def run(self) -> None:
-        """Consumes until `stop`; the batch at hand is committed and acknowledged first."""
-        self._client = await bus.connect(self._url, DURABLE)
+        """Consumes until `stop`; the batch at hand is committed and acknowledged first.
+
+        Raises:
+            NatsError: if the URL is not one.
+        """
+        try:
+            self._client = await bus.connect(self._url, DURABLE)
+        except bus.NatsError as error:
+            self._problem = f"LURUS_NATS_URL: {error}"
+            raise
         try:
             jetstream = self._client.jetstream()
             self._consumer = UsageConsumer(jetstream, DURABLE, self._settle, self._store.park, DATA_ERRORS)

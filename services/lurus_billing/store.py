@@ -43,7 +43,7 @@ WHERE l.ledger_account_id = ANY($1) ORDER BY l.ledger_account_id FOR UPDATE OF l
 _CREATE_UNKNOWN = """
 INSERT INTO billing.account
     (account_id, display_name, credit_limit_nano_usd, offline_policy, time_zone, is_closed, is_unknown)
-SELECT id, '', 0, $2, '', true, true FROM unnest($1::text[]) AS id ORDER BY id
+SELECT id, 'unknown: usage came for it', 0, $2, '', true, true FROM unnest($1::text[]) AS id ORDER BY id
 ON CONFLICT DO NOTHING
 """
 _CREATE_LEDGER_ACCOUNTS = """

@@ -121,32 +121,40 @@ class UsageConsumer:
                 await self._consume()
             except (NatsError, OSError) as error:
                 log.warning("%s: the bus is away (%s)", self._durable, error or type(error).__name__)
-            except DependencyUnavailable as error:
-                log.warning("%s: %s; the batch comes again", self._durable, error.message)
+                await self._back_off()
             except bus.StreamMismatch as error:
                 self.problem = str(error)
                 log.error("%s: %s", self._durable, error)
+                await self._back_off()
             except Exception:
-                log.exception("%s: a batch failed; it comes again", self._durable)
-            else:
-                continue
-            await self._pause(self._retry_seconds)
-            self._retry_seconds = min(self._retry_seconds * 2, MAX_RETRY_SECONDS)
+                log.exception("%s: consuming failed; it begins again", self._durable)
+                await self._back_off()
+
+    async def _back_off(self) -> None:
+        await self._pause(self._retry_seconds)
+        self._retry_seconds = min(self._retry_seconds * 2, MAX_RETRY_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _consume(self) -> None:
+        """Consumes until `stop` or a failure of the bus.
+
+        A failure of the store keeps the subscription: what it has received and
+        not handed out would come again only after `ack_wait`.
+        """
         subscription = await self._subscribe()
         try:
             while not self._stopping.is_set():
                 messages = await self._fetch(subscription)
+                if messages and not await self._process(messages):
+                    await self._back_off()
+                    continue
+                self._retry_seconds = FIRST_RETRY_SECONDS
                 if messages:
-                    await self._process(messages)
                     self._lag.set(messages[-1].metadata.num_pending)
                     self._fetch_events = min(self._fetch_events * 2, self._batch_events)
-                self._retry_seconds = FIRST_RETRY_SECONDS
         finally:
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
@@ -182,21 +190,26 @@ class UsageConsumer:
         info = await self._jetstream.consumer_info(bus.STREAM_NAME, self._durable)
         self._lag.set((info.num_pending or 0) + (info.num_ack_pending or 0))
 
-    async def _process(self, messages: Sequence[Msg]) -> None:
+    async def _process(self, messages: Sequence[Msg]) -> bool:
+        """Commits and parks messages; False if some have to come again."""
         try:
             deliveries = [delivery for message in messages if (delivery := await self._read(message))]
             await self._commit(sorted(deliveries, key=lambda delivery: delivery.event.request_id))
-        except (DependencyUnavailable, NatsError, OSError):
-            await _give_back(messages, lambda _: FIRST_RETRY_SECONDS)
+        except DependencyUnavailable as error:
+            log.warning("%s: %s; the batch comes again", self._durable, error.message)
+            await _give_back(messages, FIRST_RETRY_SECONDS)
+        except (NatsError, OSError):
+            await _give_back(messages, FIRST_RETRY_SECONDS)
             raise
         except Exception:
+            log.exception("%s: a batch failed; it comes again", self._durable)
             self._fetch_events = max(1, len(messages) // 2)
-            if len(messages) == 1:
-                await _give_back(messages, _delay_seconds)
-            else:
+            if len(messages) > 1:
                 self._retry_seconds = FIRST_RETRY_SECONDS
-                await _give_back(messages, lambda _: FIRST_RETRY_SECONDS)
-            raise
+            await _give_back(messages, FIRST_RETRY_SECONDS if len(messages) > 1 else _delay(messages[0]))
+        else:
+            return True
+        return False
 
     async def _read(self, message: Msg) -> _Delivery | None:
         if message.metadata.num_delivered > 1:
@@ -235,17 +248,17 @@ class UsageConsumer:
         self._parked.inc()
 
 
-async def _give_back(messages: Sequence[Msg], delay: Callable[[Msg], float]) -> None:
+async def _give_back(messages: Sequence[Msg], delay_seconds: float) -> None:
     """Lets the bus deliver again what is neither committed nor parked, sooner than after `ack_wait`."""
     with contextlib.suppress(NatsError, OSError):
         for message in messages:
             if not message.is_acked:
-                await message.nak(delay=delay(message))
+                await message.nak(delay=delay_seconds)
 
 
-def _delay_seconds(message: Msg) -> float:
+def _delay(message: Msg) -> float:
     doublings = min(message.metadata.num_delivered - 1, 16)
-    return min(FIRST_RETRY_SECONDS * 2.0**doublings, MAX_DELAY_SECONDS)
+    return float(min(FIRST_RETRY_SECONDS * 2.0**doublings, MAX_DELAY_SECONDS))
 
 
 async def _fetch_some(

@@ -201,3 +201,11 @@ async def test_usage_of_nobody_is_booked_as_debt(
     async with consuming(nats_url, ledger_store):
         await eventually(lambda: all_acked(jetstream))
     assert await balance(pool, nobody) == -4
+
+
+async def test_a_bus_that_cannot_be_named_is_a_problem_to_mend(ledger_store: LedgerStore) -> None:
+    usage = UsageBus("nats://127.0.0.1:port", ledger_store)
+    assert await usage.problems() == {}
+    with pytest.raises(bus.NatsError):
+        await usage.run()
+    assert list(await usage.problems()) == ["usage"]
