@@ -1,6 +1,6 @@
 """A routing service between scripted neighbours, on both kinds of channel."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from lurus.provider.v1 import provider_pb2
 from lurus_common.settings import Settings
 from lurus_switch.embedded import EmbeddedBackends
 
-from .rig import ADMIN_TOKEN, CREDENTIAL_KEY, PEPPER, PRICE, Rig
+from .rig import ADMIN_TOKEN, CREDENTIAL_KEY, PEPPER, PRICE, MakeRig, Rig
 
 KINDS = ("in process", "wire")
 
@@ -51,31 +52,36 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def make_rig(settings: Settings, kind: str) -> AsyncIterator[Callable[..., Any]]:
+async def make_rig(settings: Settings, kind: str) -> AsyncIterator[MakeRig]:
     """Starts rigs with other settings; `providers` are the arguments of `Rig.use`."""
+    rigs: list[Rig] = []
     async with AsyncExitStack() as stack:
 
-        async def make(providers: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Rig:
+        async def make(
+            providers: dict[str, dict[str, Any]] | None = None,
+            prices: Sequence[provider_pb2.Price] = (PRICE,),
+            **changes: Any,
+        ) -> Rig:
             rig = Rig(msgspec.structs.replace(settings, **changes), kind)
-            rig.provider.prices.append(PRICE)
+            rig.provider.prices.extend(prices)
             await stack.enter_async_context(rig.upstream)
             await stack.enter_async_context(rig.other)
             rig.use(**(providers or {"one": {}}))
             await stack.enter_async_context(rig.running())
+            rigs.append(rig)
             return rig
 
         yield make
+        assert [failure for rig in rigs for failure in rig.upstream.failures + rig.other.failures] == []
 
 
 @pytest.fixture
-async def rig(make_rig: Callable[..., Any]) -> Rig:
+async def rig(make_rig: MakeRig) -> Rig:
     """A rig with one provider."""
-    made: Rig = await make_rig()
-    return made
+    return await make_rig()
 
 
 @pytest.fixture
-async def pair(make_rig: Callable[..., Any]) -> Rig:
+async def pair(make_rig: MakeRig) -> Rig:
     """A rig with two providers, `one` before `two`."""
-    made: Rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}})
-    return made
+    return await make_rig({"one": {"level": 1}, "two": {"level": 2}})

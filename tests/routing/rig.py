@@ -4,7 +4,7 @@ import asyncio
 import base64
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 import msgspec
+from protovalidate import Validator
 
 from lurus.billing.v1 import billing_pb2
 from lurus.billing.v1.billing_pb2_grpc import BillingServiceServicer, add_BillingServiceServicer_to_server
@@ -23,7 +24,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common.errors import LurusError, NotFound
 from lurus_common.ids import new_id
-from lurus_common.rpc import error_of, make_server, open_channel, server_interceptors
+from lurus_common.rpc import check_rules, error_of, make_server, open_channel, server_interceptors
 from lurus_common.secrets import key_verifier, new_api_key, seal
 from lurus_common.settings import Settings
 from lurus_routing.server import routing_in_process, routing_server
@@ -42,6 +43,11 @@ ALL_DIALECTS = tuple(PATHS)
 ANTHROPIC, CHAT, RESPONSES = ALL_DIALECTS
 DialectValue: TypeAlias = "usage_pb2.Dialect.ValueType"
 WAIT_SECONDS = 10.0
+VALIDATOR = Validator()
+
+
+# Makes rigs: providers as for `Rig.use`, prices, and settings by name.
+MakeRig: TypeAlias = Callable[..., Awaitable["Rig"]]
 
 
 async def until(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
@@ -369,6 +375,7 @@ class Rig:
 
         event = await until(found)
         assert isinstance(event, UsageEvent)
+        check_rules(VALIDATOR, event)
         return event
 
     async def only_event(self) -> UsageEvent:
