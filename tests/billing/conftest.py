@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.billing.calls import stub_of
 
 import lurus_billing
 from lurus.billing.v1 import billing_pb2 as pb
@@ -147,3 +148,10 @@ def make_event() -> Callable[..., usage_pb2.UsageEvent]:
         return event
 
     return make
+
+
+@pytest.fixture
+async def stub(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Any]:
+    """The service without a bus."""
+    async with stub_of(settings) as stub:
+        yield stub
