@@ -1,5 +1,6 @@
 """Everything that is not an LLM answer: models, probes, unknown paths and methods."""
 
+import asyncio
 from typing import Any
 
 import aiohttp
@@ -183,6 +184,7 @@ class TestProbes:
 
     async def test_metrics_are_exposed(self, edge: Any) -> None:
         await edge.call("POST", "/v1/messages", json={}, headers=KEY)
+        await asyncio.sleep(0.05)  # The call ends a moment after its answer.
         _, headers, text = await edge.call("GET", "/metrics")
         assert headers["content-type"].startswith("application/openmetrics-text")
         assert 'lurus_edge_requests_total{dialect="anthropic",status="200"}' in text

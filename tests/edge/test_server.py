@@ -14,18 +14,14 @@ CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
 
 
-async def is_refused(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except ConnectionRefusedError:
-        return True
-    writer.close()
-    return False
+def is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
 
 
 async def until_refused(port: int) -> None:
     async with asyncio.timeout(2):
-        while not await is_refused(port):
+        while not is_refused(port):
             await asyncio.sleep(0.02)
 
 
