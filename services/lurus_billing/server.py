@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lurus_billing.servicer import BillingServicer
 from lurus_billing.store import LedgerStore
 from lurus_common import postgres
 from lurus_common.migrations import migrate
-from lurus_common.serving import grpc_service
+from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
         )
         async with (
             _consuming(usage),
-            _owned(watch.run(), "key changes"),
+            beside(watch.run(), "key changes"),
             grpc_service(
                 settings,
                 settings.billing_port,
@@ -81,26 +81,9 @@ async def _database(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
 
 @asynccontextmanager
 async def _consuming(usage: UsageBus) -> AsyncIterator[None]:
-    async with _owned(usage.run(), "usage consumer") as task:
+    async with beside(usage.run(), "usage consumer") as task:
         try:
             yield
         finally:
             if usage.stop():
                 await asyncio.wait([task], timeout=FINISH_SECONDS)
-
-
-@asynccontextmanager
-async def _owned(work: Coroutine[object, object, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs `work` beside the block and ends it with the block."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception():
-        log.critical("%s ended", task.get_name(), exc_info=task.exception())

@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from lurus.log.v1.log_pb2 import DESCRIPTOR
 from lurus.log.v1.log_pb2_grpc import add_LogServiceServicer_to_server
 from lurus_common.errors import DependencyUnavailable
 from lurus_common.migrations import SchemaTooNew
-from lurus_common.serving import grpc_service
+from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
 from lurus_log.consumer import LogConsumer
 from lurus_log.servicer import LogServicer
@@ -68,7 +68,7 @@ async def _started(store: LogStore) -> AsyncIterator[None]:
     try:
         with contextlib.suppress(DependencyUnavailable):
             await store.start()
-        async with _owned(_start_later(store), "start of the request log"):
+        async with beside(_start_later(store), "start of the request log"):
             yield
     finally:
         await store.close()
@@ -89,26 +89,9 @@ async def _start_later(store: LogStore) -> None:
 
 @asynccontextmanager
 async def _consuming(usage: LogConsumer) -> AsyncIterator[None]:
-    async with _owned(usage.run(), "usage consumer") as task:
+    async with beside(usage.run(), "usage consumer") as task:
         try:
             yield
         finally:
             if usage.stop():
                 await asyncio.wait([task], timeout=FINISH_SECONDS)
-
-
-@asynccontextmanager
-async def _owned(work: Coroutine[object, object, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs `work` beside the block and ends it with the block."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception():
-        log.critical("%s ended", task.get_name(), exc_info=task.exception())
