@@ -37,8 +37,8 @@ AWAY_SECONDS = 10.0
 # After its end a lease still serves this long while billing does not answer.
 GRACE_SECONDS = 30.0
 MIN_RESERVATION_NANO_USD = 1
-# Each admits at least one of those who wait, so nobody waits for more in vain.
-MAX_RENEWALS_AWAITED = 50
+# One who waits is alone, so the second renewal covers it unless those who do not wait take that too.
+MAX_RENEWALS_AWAITED = 5
 HAND_BACK_SECONDS = 3.0
 
 RENEWED = Counter(
@@ -77,6 +77,8 @@ class _Account:
     outage_until: float = 0.0
     away_until: float = 0.0
     renewing: "asyncio.Task[None] | None" = None
+    # Those whom the lease does not cover wait in line: one renewal may cover many of them.
+    line: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def remaining(self) -> int:
@@ -84,7 +86,7 @@ class _Account:
 
     @property
     def is_idle(self) -> bool:
-        return not self.reserved and self.renewing is None
+        return not self.reserved and self.renewing is None and not self.line.locked()
 
     def covers(self, amount: int, now: float) -> bool:
         return bool(self.lease_id) and now < self.expires and self.remaining >= amount
@@ -143,7 +145,8 @@ class Leases:
             amount = wanted
         else:
             least = max(min(wanted, estimate), MIN_RESERVATION_NANO_USD)
-            amount = await self._make_cover(account, policy, wanted, least)
+            async with account.line:
+                amount = await self._make_cover(account, policy, wanted, least)
         account.reserved += amount
         reservation = Reservation(account_id, account.lease_id, amount, cost_key)
         if account.renewing:

@@ -60,6 +60,8 @@ class Exchange:
         self._connection = connection
         self.request = request
         self.is_chunked = False
+        # For scripts that count.
+        self.sent_bytes = 0
 
     async def send(self, data: bytes) -> None:
         """Writes these very bytes, and waits until the kernel has taken them."""
