@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -28,6 +29,16 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "sandbox-text", "messages": [{"role": "user", "content": "Hi"}]},
     "/v1/responses": {"model": "sandbox-text", "input": "Hi"},
 }
+
+
+@pytest.fixture(scope="module", params=["in process", "on the wire"])
+def mesh(request: pytest.FixtureRequest, mesh: Mesh) -> Iterator[Mesh]:
+    """Every test of this page runs twice: edge and routing in one process, and with gRPC between them."""
+    if request.param == "in process":
+        yield mesh
+        return
+    with mesh.on_the_wire() as there:
+        yield there
 
 
 def price_by_hand(tokens: dict[str, str]) -> int:

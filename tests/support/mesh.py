@@ -1,5 +1,6 @@
 """Starts `lurus up` as a child process and talks to it from outside, as users do."""
 
+import copy
 import json
 import os
 import signal
@@ -7,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -82,6 +84,40 @@ class Mesh:
             self.process.kill()
             self.process.wait()
             raise
+
+    @contextmanager
+    def on_the_wire(self) -> Iterator[Self]:
+        """The same mesh through an edge of its own process, with gRPC between edge and routing."""
+        (port, ops_port) = free_ports(2)
+        areas = ("ROUTING", "PROVIDER", "LOG", "BILLING")
+        addresses = {f"LURUS_{area}_ADDRESS": f"127.0.0.1:{self.ports[area]}" for area in areas}
+        own = {name: value for name, value in self.environment.items() if not name.startswith("LURUS_")}
+        named = {"LURUS_EDGE_PORT": str(port), "LURUS_OPS_PORT": str(ops_port), "LURUS_DRAIN_SECONDS": "2"}
+        command = [sys.executable, "-m", "lurus_switch.targets", "edge"]
+        with (self.data_dir / "edge.out").open("ab") as output:
+            edge = subprocess.Popen(
+                command,
+                env={**own, **addresses, **named},
+                stdin=subprocess.DEVNULL,
+                stderr=output,
+                stdout=output,
+            )
+        there = copy.copy(self)
+        there.base_url = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(base_url=there.base_url, timeout=30) as there.http:
+                eventually(there.answers, START_SECONDS)
+                yield there
+        finally:
+            edge.terminate()
+            edge.wait(STOP_SECONDS)
+
+    def answers(self) -> bool:
+        """Whether the edge is ready."""
+        try:
+            return self.http.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def run(self) -> dict[str, Any]:
         """What `lurus up` says of itself in run.json."""
