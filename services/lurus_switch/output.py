@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import EnumDescriptor
@@ -46,19 +46,20 @@ def print_table(columns: Sequence[Column[Row]], rows: Iterable[Row], empty: str)
     if not cells:
         print(empty, file=sys.stderr)
         return
-    headers = [header for header, _ in columns]
-    if sys.stdout.isatty():
-        _print_rich(headers, cells)
-    else:
-        print_aligned([headers, *cells])
-
-
-def print_aligned(lines: Sequence[Sequence[str]], file: IO[str] | None = None) -> None:
-    """Prints lines whose cells stand below each other."""
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    header, *lines = _aligned([[header for header, _ in columns], *cells])
+    print(f"{_BOLD}{header}{_PLAIN}" if sys.stdout.isatty() else header)
     for line in lines:
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print(text.rstrip(), file=file)
+        print(line)
+
+
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns lines whose cells stand below each other. Never folded: ids are there to be copied."""
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -72,19 +73,6 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 def _cell(text: str) -> str:
     shown = clean(text)
     return shown if len(shown) <= MAX_CELL_CHARACTERS else shown[: MAX_CELL_CHARACTERS - 1] + "…"
-
-
-def _print_rich(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    Console().print(table)
 
 
 def enum_word(descriptor: EnumDescriptor, number: int) -> str:

@@ -13,7 +13,14 @@ from typing import Any
 
 from lurus_common.settings import PREFIX, SettingsError, read_settings
 from lurus_switch import connect
-from lurus_switch.embedded import AlreadyRunning, DataDir, EmbeddedError, ProcessEvent, Supervisor
+from lurus_switch.embedded import (
+    AlreadyRunning,
+    DataDir,
+    EmbeddedError,
+    ProcessEvent,
+    StartFailed,
+    Supervisor,
+)
 from lurus_switch.embedded.child import run_to_end
 from lurus_switch.embedded.identity import start_time
 from lurus_switch.failures import OK, USAGE, CommandFailed
@@ -72,7 +79,7 @@ class _Up:
         task = asyncio.current_task()
         assert task is not None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, task)
         try:
             await self._start()
             await asyncio.Future()
@@ -102,9 +109,13 @@ class _Up:
 
     async def _bootstrap(self) -> None:
         run = self._data_dir.run / "bootstrap.pid"
-        await run_to_end(
-            self._plan.bootstrap(), self._data_dir.logs / "bootstrap.log", run, BOOTSTRAP_SECONDS
-        )
+        try:
+            await run_to_end(
+                self._plan.bootstrap(), self._data_dir.logs / "bootstrap.log", run, BOOTSTRAP_SECONDS
+            )
+        except StartFailed as error:
+            # An operator may have closed the account or changed the sandbox: the mesh works without.
+            self._screen.line(f"  ! {error}", "yellow")
 
     async def _wait_until_ready(self) -> list[str]:
         """Waits until nothing is missing; returns what still is after a minute."""
@@ -124,16 +135,27 @@ class _Up:
 
     def _show_how_to_use(self) -> None:
         base_url = f"http://{self._plan.address_of_edge}"
-        key = (self._data_dir.path / FIRST_KEY_FILE).read_text().strip()
         self._screen.line(f"Ready after {time.time() - self._begin:.1f} s.", "bold")
-        self._screen.line(connect.welcome(base_url, key, self._data_dir.path, typed_command()))
+        try:
+            key = (self._data_dir.path / FIRST_KEY_FILE).read_text().strip()
+        except FileNotFoundError:
+            self._screen.line(f"It serves {base_url} and has no first key; see `lurus key create`.")
+        else:
+            self._screen.line(connect.welcome(base_url, key, self._data_dir.path, typed_command()))
 
     async def _stop(self) -> None:
         self._is_stopping = True
-        self._screen.stopping()
+        self._screen.end()
         (self._data_dir.path / RUN_FILE).unlink(missing_ok=True)
         with contextlib.suppress(asyncio.CancelledError):
             await self._supervisor.stop()
+
+    def _on_signal(self, task: "asyncio.Task[Any]") -> None:
+        """The first signal stops everything in order, the second one at once."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._screen.stopping()
+        task.cancel()
 
     def _on_event(self, event: ProcessEvent) -> None:
         self._screen.event(event)

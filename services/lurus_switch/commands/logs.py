@@ -204,7 +204,6 @@ def _end(event: usage_pb2.UsageEvent) -> str:
 
 _COLUMNS: list[Column[usage_pb2.UsageEvent]] = [
     ("TIME", lambda row: local_time(row, "event_time")),
-    ("REQUEST", lambda row: row.request_id),
     ("MODEL", lambda row: row.model),
     ("PROVIDER", lambda row: row.provider_id),
     ("STATUS", lambda row: str(row.http_status or "")),
@@ -214,6 +213,7 @@ _COLUMNS: list[Column[usage_pb2.UsageEvent]] = [
     ("COST", lambda row: "unpriced" if row.is_unpriced else usd(row.cost_nano_usd)),
     ("TOTAL", lambda row: short_duration(row, "total_duration")),
     ("ACCOUNT", lambda row: row.account_id),
+    ("REQUEST", lambda row: row.request_id),
 ]
 _ATTEMPT_COLUMNS: list[Column[usage_pb2.Attempt]] = [
     ("ATTEMPT", lambda row: "/".join(filter(None, [row.provider_id, row.credential_id]))),
