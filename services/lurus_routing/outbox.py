@@ -12,7 +12,11 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +37,7 @@ LOCK_WAIT_SECONDS = 5.0
 LOCK_POLL_SECONDS = 0.05
 RETRY_SECONDS = 0.5
 MAX_FINALS_WAITING = 10_000
+MAX_READY_ROWS = 2_048
 
 UNSENT = Gauge("lurus_outbox_unsent_events", "Final usage events that the bus does not have yet.")
 LIVE = Gauge("lurus_outbox_intents", "Requests whose provider was called and whose end is not known yet.")
@@ -40,20 +45,35 @@ WAITING = Gauge("lurus_outbox_waiting_events", "Final usage events that are not 
 RECOVERED = Counter("lurus_outbox_recovered_events", "Intents of a dead worker that became estimated events.")
 WRITE_FAILURES = Counter("lurus_outbox_write_failures", "Transactions of the outbox that failed.")
 
-_PUT_INTENT = "INSERT INTO usage VALUES (?, 0, ?, ?, unixepoch())"
+_PUT_INTENT = "INSERT INTO usage VALUES {}"
 _PUT_FINAL = (
-    "INSERT INTO usage VALUES (?, 1, ?, ?, unixepoch()) ON CONFLICT (request_id) "
+    "INSERT INTO usage VALUES {} ON CONFLICT (request_id) "
     "DO UPDATE SET state = 1, payload = excluded.payload, change_time = excluded.change_time WHERE state = 0"
 )
+_INTENT_VALUES, _FINAL_VALUES = "(?, 0, ?, ?, unixepoch())", "(?, 1, ?, ?, unixepoch())"
+# Rows of one statement: with each, the thread gives up the interpreter and has to regain it.
+_STATEMENT_ROWS = (64, 16, 4, 1)
 _CHECKPOINT = "UPDATE usage SET payload = ?, change_time = unixepoch() WHERE request_id = ? AND state = 0"
 _MARK_SENT = "UPDATE usage SET state = 2, change_time = unixepoch() WHERE request_id = ? AND state = 1"
 _UNSENT = "SELECT request_id, subject, payload FROM usage WHERE state = 1 ORDER BY request_id LIMIT ?"
 _FORGET = "DELETE FROM usage WHERE state = 2 AND change_time < ?"
 
+Row: TypeAlias = tuple[str, str, bytes]
 Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
 # Told on the event loop what an operation returned, or why it failed.
 Notify: TypeAlias = Callable[[Any, Exception | None], None]
-Row: TypeAlias = tuple[str, str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """A row to be put: the commonest operation, of which many share a statement."""
+
+    row: Row
+    is_final: bool
+
+
+Entry: TypeAlias = tuple[_Put | Operation, Notify]
+Outcome: TypeAlias = tuple[Notify, Any, Exception | None]
 
 
 class Outbox:
@@ -70,11 +90,14 @@ class Outbox:
         self._path = directory / f"outbox-{worker_id}.db"
         self._worker_id = worker_id
         self._max_rows = max_rows
-        self._operations: queue.SimpleQueue[tuple[Operation, Notify] | None] = queue.SimpleQueue()
+        self._operations: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._unsent_count = 0
         self._waiting_count = 0
         self._broken = ""
         self._is_closed = False
+        # What waits for the bus, unless there is more of it on disk.
+        self._ready: deque[Row] = deque()
+        self._reads_disk = True
         self.has_news = asyncio.Event()
 
     async def __aenter__(self) -> "Outbox":
@@ -86,6 +109,7 @@ class Outbox:
         recovered = outbox_file.recover(self._database, self._worker_id)
         RECOVERED.inc(recovered)
         self._unsent_count = outbox_file.count(self._database, FINAL)
+        self._reads_disk = self._unsent_count > 0
         UNSENT.set(self._unsent_count)
         if self._unsent_count:
             log.info("the outbox holds %d events, %d of them recovered", self._unsent_count, recovered)
@@ -132,9 +156,8 @@ class Outbox:
         """
         if self.is_full:
             raise AccountingUnavailable("the outbox is full", retry_after_seconds=5)
-        row = _row(event)
         try:
-            await self._ask(lambda database: database.execute(_PUT_INTENT, row))
+            await self._ask(_Put(_row(event), is_final=False))
         except sqlite3.Error as error:
             raise AccountingUnavailable("the outbox cannot be written", retry_after_seconds=5) from error
         LIVE.inc()
@@ -166,12 +189,20 @@ class Outbox:
             self._unsent_count += 1
             WAITING.set(self._waiting_count)
             UNSENT.set(self._unsent_count)
+            self._make_ready(row)
             self.has_news.set()
-            if not future.done():
-                future.set_result(None)
+            _resolve(future, None, None)
 
         if not self._is_closed:
-            self._operations.put((lambda database: database.execute(_PUT_FINAL, row), notify))
+            self._operations.put((_Put(row, is_final=True), notify))
+
+    def _make_ready(self, row: Row) -> None:
+        if self._reads_disk:
+            return
+        self._ready.append(row)
+        if len(self._ready) > MAX_READY_ROWS:
+            self._ready.clear()
+            self._reads_disk = True
 
     def checkpoint(self, rows: Sequence[tuple[bytes, str]]) -> "asyncio.Future[Any]":
         """Brings intents up to date: (event so far, request id) each, in one transaction."""
@@ -179,38 +210,41 @@ class Outbox:
 
     async def unsent(self, limit: int) -> list[Row]:
         """Returns the oldest final events that are not sent: (request id, subject, event)."""
-        rows = await self._ask(lambda database: database.execute(_UNSENT, (limit,)).fetchall())
-        return list(rows)
+        if not self._reads_disk:
+            return list(islice(self._ready, limit))
+        future: asyncio.Future[list[Row]] = self._loop.create_future()
+
+        def notify(rows: list[Row], error: Exception | None) -> None:
+            # Told in the order of the commits: what is not among these rows is told of later.
+            if error is None and len(rows) < limit:
+                self._ready, self._reads_disk = deque(rows), False
+            _resolve(future, rows, error)
+
+        self._operations.put((lambda database: database.execute(_UNSENT, (limit,)).fetchall(), notify))
+        return await future
 
     async def mark_sent(self, request_ids: Sequence[str]) -> None:
         """Records that the bus has these events. They stay a while, for an audit."""
-        rows = [(request_id,) for request_id in request_ids]
-        marked = await self._ask(lambda database: database.executemany(_MARK_SENT, rows).rowcount)
+        keys = [(request_id,) for request_id in request_ids]
+        marked = await self._ask(lambda database: database.executemany(_MARK_SENT, keys).rowcount)
         self._unsent_count -= marked
         UNSENT.set(self._unsent_count)
+        sent = set(request_ids)
+        self._ready = deque(row for row in self._ready if row[0] not in sent)
 
     async def forget_old(self) -> None:
         """Deletes events that were sent long ago."""
         before = int(time.time()) - KEEP_SENT_SECONDS
         await self._ask(lambda database: database.execute(_FORGET, (before,)))
 
-    def _ask(self, operation: Operation) -> "asyncio.Future[Any]":
+    def _ask(self, operation: _Put | Operation) -> "asyncio.Future[Any]":
         """Has the thread do something; the future gives what it returned.
 
         Raises:
             sqlite3.Error: as the operation or its commit did.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-
-        def notify(result: Any, error: Exception | None) -> None:
-            if future.done():
-                return  # its caller has left
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        self._operations.put((operation, notify))
+        self._operations.put((operation, partial(_resolve, future)))
         return future
 
     def _write(self) -> None:
@@ -229,13 +263,11 @@ class Outbox:
             if is_last:
                 return
 
-    def _commit(
-        self, group: Sequence[tuple[Operation, Notify]]
-    ) -> list[tuple[Notify, Any, Exception | None]]:
+    def _commit(self, group: Sequence[Entry]) -> list[Outcome]:
         """Does all in one transaction; one bad operation does not fail its neighbours."""
         try:
             self._database.execute("BEGIN IMMEDIATE")
-            results = [operation(self._database) for operation, _ in group]
+            outcomes = _execute(self._database, group)
             self._database.execute("COMMIT")
         except Exception as error:  # the thread must live on, whatever an operation does
             WRITE_FAILURES.inc()
@@ -247,7 +279,7 @@ class Outbox:
             self._broken = f"the outbox cannot be written: {error}"
             return [(group[0][1], None, error)]
         self._broken = ""
-        return [(notify, result, None) for (_, notify), result in zip(group, results, strict=True)]
+        return outcomes
 
     def _roll_back(self) -> None:
         try:
@@ -272,6 +304,41 @@ def _row(event: UsageEvent) -> Row:
     return event.request_id, subject_of(event), event.SerializeToString()
 
 
-def _tell(outcomes: Sequence[tuple[Notify, Any, Exception | None]]) -> None:
+def _execute(database: sqlite3.Connection, group: Sequence[Entry]) -> list[Outcome]:
+    """Puts intents, then finals, then does the rest; returns the outcomes in the order of the effects."""
+    others: list[tuple[Operation, Notify]] = []
+    puts: tuple[list[Row], list[Row]] = ([], [])
+    notifies: tuple[list[Notify], list[Notify]] = ([], [])
+    for operation, notify in group:
+        if isinstance(operation, _Put):
+            puts[operation.is_final].append(operation.row)
+            notifies[operation.is_final].append(notify)
+        else:
+            others.append((operation, notify))
+    _put(database, _PUT_INTENT, _INTENT_VALUES, puts[False])
+    _put(database, _PUT_FINAL, _FINAL_VALUES, puts[True])
+    outcomes: list[Outcome] = [(notify, None, None) for notify in (*notifies[False], *notifies[True])]
+    return outcomes + [(notify, operation(database), None) for operation, notify in others]
+
+
+def _put(database: sqlite3.Connection, sql: str, values: str, rows: Sequence[Row]) -> None:
+    position = 0
+    for size in _STATEMENT_ROWS:
+        while len(rows) - position >= size:
+            part = rows[position : position + size]
+            position += size
+            database.execute(sql.format(", ".join([values] * size)), [field for row in part for field in row])
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if future.done():
+        return  # who asked has left
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _tell(outcomes: Sequence[Outcome]) -> None:
     for notify, result, error in outcomes:
         notify(result, error)

@@ -137,7 +137,7 @@ class Relay:
             if call.answer is not None or counts_only:
                 call.terminal = finished(call.answer.stop_reason if call.answer else "")
             call.note_release(len(answered.body))
-            await self._settlement.settle(call)
+            await self._settlement.settle_durably(call)
         return answered
 
     def _plan(self, call: Call, peeked: Peek) -> None:

@@ -61,7 +61,7 @@ class Release:
             call.note_release(len(released))
         if call.settled is None and (self._is_ended or self._watcher.is_over):
             self._note_end()
-            await self._settlement.settle(call)
+            await self._settlement.settle_durably(call)
         self._released = call.waits_for_client_since = time.monotonic()
         return released
 
@@ -126,7 +126,7 @@ class Release:
         if call.permit is not None and now < self._total_until and call.settled is None:
             self._health.fail(call.permit, now)
         event = self._watcher.stream_error(error.reason, error.message, call.request_id)
-        await self._settlement.settle(call)
+        await self._settlement.settle_durably(call)
         return event
 
 

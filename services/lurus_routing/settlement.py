@@ -1,6 +1,7 @@
 """The end of a call: its money, its usage event, its metrics. Once, whatever happened."""
 
 import asyncio
+import logging
 
 from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
@@ -9,6 +10,11 @@ from lurus_routing.call import Call
 from lurus_routing.incoming import COUNT_PATH, PATHS
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+# A stream that is over does not wait longer for a disk that cannot be written.
+DURABLE_SECONDS = 5.0
 
 
 class Settlement:
@@ -22,6 +28,7 @@ class Settlement:
         """Makes the final event durable, once; the future ends when it is.
 
         Need not be awaited: a client that leaves must not be able to cancel its own bill.
+        The future is cancelled with who awaits it, which changes nothing else.
         """
         if call.settled is not None:
             return call.settled
@@ -35,6 +42,21 @@ class Settlement:
         _count(call, event)
         call.settled = self._write(call, event)
         return call.settled
+
+    async def settle_durably(self, call: Call) -> None:
+        """Settles a call and waits until its event is on disk.
+
+        With a disk that takes nothing, running streams finish all the same:
+        their events are kept in memory and tried again.
+        """
+        future = self.settle(call)
+        if future.done() or self._outbox.problem:
+            return
+        try:
+            async with asyncio.timeout(DURABLE_SECONDS):
+                await future
+        except TimeoutError:
+            log.error("%s is released before its usage is on disk", call.request_id)
 
     def _write(self, call: Call, event: UsageEvent) -> "asyncio.Future[None]":
         if call.has_intent:
