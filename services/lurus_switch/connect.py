@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from lurus_switch.places import default_data_dir
+
 DEFAULT_MODEL = "sandbox-text"
 ENV_KEY = "LURUS_API_KEY"
 
@@ -169,5 +171,5 @@ Ctrl-C stops everything."""
 
 def _data_dir_option(data_dir: Path) -> str:
     """How other commands find this directory: by themselves where it is the nearest one."""
-    nearest = (Path.cwd() / ".lurus", Path.home() / ".lurus")
-    return "" if data_dir in nearest else f" --data-dir {shlex.quote(str(data_dir))}"
+    is_nearest = default_data_dir({}) == data_dir
+    return "" if is_nearest else f" --data-dir {shlex.quote(str(data_dir))}"

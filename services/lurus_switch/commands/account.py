@@ -18,6 +18,14 @@ from lurus_switch.output import Column, enum_word, local_time, print_fields, pri
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id, `acct_…`.")]
+Kind = Annotated[
+    int | None,
+    typer.Option(
+        parser=options.enum_parser(pb.TransactionKind.DESCRIPTOR),
+        metavar="KIND",
+        help="top_up, refund or adjustment; top_up above zero, refund below, if not said.",
+    ),
+]
 
 
 @dataclass
@@ -144,14 +152,7 @@ def credit(
             parser=options.nano_usd_parser, metavar="USD", help="E.g. 25.00; below zero takes money away."
         ),
     ],
-    kind: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.enum_parser(pb.TransactionKind.DESCRIPTOR),
-            metavar="KIND",
-            help="top_up, refund or adjustment; top_up above zero, refund below, if not said.",
-        ),
-    ] = None,
+    kind: Kind = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
     transaction_id: Annotated[
         str, typer.Option("--id", metavar="ID", help="`tx_…`: the same id again moves nothing.")

@@ -50,6 +50,9 @@ def _print(place: Place, health: Health) -> None:
         print()
         print_table(_QUEUE_COLUMNS, health.queues, "")
     print()
+    workers = [name for name in (place.run.ops if place.run else {}) if name.startswith("gateway")]
+    if len(workers) > 1:
+        print(f"(routes as one of {len(workers)} workers sees them)")
     _print_routes(health)
 
 
