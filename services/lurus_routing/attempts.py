@@ -186,10 +186,10 @@ class Attempts:
         headers = header_pairs(response.headers.items())
         call.upstream_request_id = upstream_request_id(headers)
         if not 200 <= response.status < 300:
-            return _refused(response.status, headers, await read_error(response))
+            return _refused(response.status, headers, await read_error(response, call.alarm))
         if outgoing.is_streaming and response.content_type == EVENT_STREAM:
             return await _begin_stream(call, outgoing, response, headers, deadline)
-        body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES)
+        body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES, call.alarm)
         if outgoing.counts_only:
             return _counted(response.status, headers, body)
         return _whole(call, outgoing, response.status, headers, body)
@@ -235,7 +235,7 @@ async def _begin_stream(
     watcher = StreamWatcher(outgoing.dialect, outgoing.strips_usage)
     released = b""
     while not released:
-        chunk = await read_chunk(response, deadline)
+        chunk = await read_chunk(response, deadline, call.alarm)
         released = watcher.feed(chunk) if chunk else watcher.finish()
         if not chunk and not released:
             return _Failure(FailureClass.TRANSIENT, UpstreamFailed("the provider's stream is empty"))

@@ -18,6 +18,7 @@ from lurus_common.ids import new_id
 from lurus_common.money import Tokens, cost
 from lurus_dialects.answer import Answer
 from lurus_dialects.request import Peek
+from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Permit
 from lurus_routing.leases import Reservation
@@ -31,6 +32,10 @@ MAX_DECISION_CANDIDATES = 20
 MAX_DECISION_BYTES = 65_536
 _SESSION_HEADERS = ("x-claude-code-session-id", "session-id")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_NOBODY = KeyGrant()
+_NO_PRICES = PriceList(())
+_NO_PLAN = Plan([], [])
+_NANO = 1_000_000_000
 _FAILED = frozenset(
     {usage_pb2.TERMINAL_UPSTREAM_ERROR, usage_pb2.TERMINAL_TRUNCATED, usage_pb2.TERMINAL_TIMEOUT}
 )
@@ -45,10 +50,10 @@ class Call:
         self.start_ns = time.time_ns()
         self.start = time.monotonic()
         self.headers = {header.name: header.value for header in request.headers}
-        self.grant = KeyGrant()
+        self.grant = _NOBODY
         self.peeked: Peek | None = None
-        self.prices = PriceList(())
-        self.plan = Plan([], [])
+        self.prices = _NO_PRICES
+        self.plan = _NO_PLAN
         self.reservation: Reservation | None = None
         self.has_intent = False
         # The attempt that runs, or gave the answer.
@@ -57,6 +62,7 @@ class Call:
         self.response: ClientResponse | None = None
         self.attempts: list[usage_pb2.Attempt] = []
         self.upstream_request_id = ""
+        self.alarm = Alarm()
         # Its answer, once something of it may be released.
         self.answer: Answer | None = None
         self.http_status = 0
@@ -147,15 +153,15 @@ class Call:
             self._fixed = self._fixed_part()
         event = UsageEvent()
         event.CopyFrom(self._fixed)
-        event.event_time.FromNanoseconds(time.time_ns())
+        event.event_time.seconds, event.event_time.nanos = divmod(time.time_ns(), _NANO)
         event.terminal = self.terminal
         event.attempts.extend(self.attempts)
         event.http_status = self.http_status
         event.error_reason = self.error_reason
-        event.total_duration.FromNanoseconds(int((time.monotonic() - self.start) * 1e9))
+        _set_duration(event.total_duration, time.monotonic() - self.start)
         event.response_bytes = self.response_bytes
         if self.first_event_seconds is not None:
-            event.first_event_duration.FromNanoseconds(int(self.first_event_seconds * 1e9))
+            _set_duration(event.first_event_duration, self.first_event_seconds)
         if self.reservation is not None:
             event.lease_id = self.reservation.lease_id
         self._add_provider(event)
@@ -178,7 +184,7 @@ class Call:
             worker_id=self._worker_id,
             decision=self._decision(),
         )
-        event.start_time.FromNanoseconds(self.start_ns)
+        event.start_time.seconds, event.start_time.nanos = divmod(self.start_ns, _NANO)
         return event
 
     def _add_provider(self, event: UsageEvent) -> None:
@@ -249,8 +255,12 @@ def _set_tokens(message: usage_pb2.Tokens, tokens: Tokens) -> None:
 def duration(seconds: float) -> Duration:
     """Returns seconds as a protobuf Duration, to the microsecond."""
     message = Duration()
-    message.FromMicroseconds(int(seconds * 1e6))
+    _set_duration(message, seconds)
     return message
+
+
+def _set_duration(message: Duration, seconds: float) -> None:
+    message.seconds, message.nanos = divmod(int(seconds * 1e6) * 1000, _NANO)
 
 
 def _plain(text: str) -> str:

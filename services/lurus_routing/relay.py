@@ -115,6 +115,7 @@ class Relay:
         self._live.discard(call)
         metrics.LIVE.dec()
         call.close_upstream()
+        call.alarm.close()
         if call.permit is not None:
             self.health.end(call.permit)
         self._settlement.settle(call)

@@ -110,7 +110,7 @@ class Release:
         # Nothing may follow the terminal event, not even a heartbeat.
         beat = until if self._watcher.is_over else self._released + self._heartbeat_seconds
         try:
-            return await read_chunk(self._response, min(beat, until))
+            return await read_chunk(self._response, min(beat, until), self._call.alarm)
         except UpstreamTimeout:
             if time.monotonic() >= until:
                 raise

@@ -83,11 +83,14 @@ def _count(call: Call, event: UsageEvent) -> None:
     for counter, count in zip(provider.tokens, counts, strict=True):
         if count:
             counter.inc(count)
-    provider.cost.inc(event.cost_nano_usd)
+    if event.cost_nano_usd:
+        provider.cost.inc(event.cost_nano_usd)
     if event.is_unpriced:
         provider.unpriced.inc()
     if call.first_event_seconds is not None:
         provider.first_event.observe(call.first_event_seconds)
     if call.answer is not None:
-        provider.suspect.inc(call.answer.anomaly_count)
-        provider.broken.inc(call.answer.broken_event_count)
+        if suspect_count := call.answer.anomaly_count:
+            provider.suspect.inc(suspect_count)
+        if call.answer.broken_event_count:
+            provider.broken.inc(call.answer.broken_event_count)

@@ -13,6 +13,7 @@ from yarl import URL
 from lurus_common.addresses import GuardedConnector
 from lurus_common.errors import LurusError, UpstreamFailed, UpstreamTimeout
 from lurus_dialects.dialect import Dialect
+from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 
 KEEP_ALIVE_SECONDS = 30
@@ -97,7 +98,9 @@ def credential_header(dialect: Dialect, secret: str) -> tuple[str, str]:
     return ("x-api-key", secret) if dialect is Dialect.ANTHROPIC else ("authorization", f"Bearer {secret}")
 
 
-async def read_body(response: ClientResponse, idle_seconds: float, deadline: float, maximum: int) -> bytes:
+async def read_body(
+    response: ClientResponse, idle_seconds: float, deadline: float, maximum: int, alarm: Alarm
+) -> bytes:
     """Returns a whole body.
 
     Raises:
@@ -106,7 +109,7 @@ async def read_body(response: ClientResponse, idle_seconds: float, deadline: flo
     """
     chunks: list[bytes] = []
     size = 0
-    while chunk := await read_chunk(response, min(time.monotonic() + idle_seconds, deadline)):
+    while chunk := await read_chunk(response, min(time.monotonic() + idle_seconds, deadline), alarm):
         chunks.append(chunk)
         size += len(chunk)
         if size > maximum:
@@ -114,16 +117,16 @@ async def read_body(response: ClientResponse, idle_seconds: float, deadline: flo
     return b"".join(chunks)
 
 
-async def read_error(response: ClientResponse) -> bytes:
+async def read_error(response: ClientResponse, alarm: Alarm) -> bytes:
     """Returns an error's body, empty if it cannot be had soon."""
     deadline = time.monotonic() + ERROR_SECONDS
     try:
-        return await read_body(response, ERROR_SECONDS, deadline, MAX_ERROR_BYTES)
+        return await read_body(response, ERROR_SECONDS, deadline, MAX_ERROR_BYTES, alarm)
     except LurusError:
         return b""
 
 
-async def read_chunk(response: ClientResponse, until: float) -> bytes:
+async def read_chunk(response: ClientResponse, until: float, alarm: Alarm) -> bytes:
     """Returns what has arrived; waits for it until `until` (monotonic); empty at the end.
 
     Raises:
@@ -134,7 +137,7 @@ async def read_chunk(response: ClientResponse, until: float) -> bytes:
     try:
         if arrived := content.read_nowait():
             return arrived
-        async with asyncio.timeout_at(until):
+        with alarm.by(until):
             return await content.readany()
     except TimeoutError as error:
         raise UpstreamTimeout("the provider fell silent") from error
