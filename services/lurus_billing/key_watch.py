@@ -71,7 +71,10 @@ class KeyWatch:
         raise Overloaded("the service is stopping; watch another one")
 
     async def _listen(self) -> None:
-        async with postgres.connection(self._pool) as connection, _listening(connection, self._heard):
+        async with (
+            postgres.connection(self._pool, seconds=None) as connection,
+            _listening(connection, self._heard),
+        ):
             while True:
                 self._wake()
                 await asyncio.sleep(POLL_SECONDS)

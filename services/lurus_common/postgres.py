@@ -24,6 +24,8 @@ STATEMENT_MILLISECONDS = 3_000
 LOCK_MILLISECONDS = 2_000
 IDLE_IN_TRANSACTION_MILLISECONDS = 10_000
 COMMAND_SECONDS = 5.0
+# Above what the limits before add up to: the net below them, for a driver that lost track.
+BLOCK_SECONDS = 12.0
 CLOSE_SECONDS = 3.0
 
 FAILURES = Counter("lurus_postgres_failures", "Calls that PostgreSQL did not answer.", ["kind"])
@@ -135,17 +137,23 @@ def _unavailable(error: Exception) -> DependencyUnavailable:
 
 
 @asynccontextmanager
-async def connection(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
+async def connection(
+    pool: asyncpg.Pool, *, seconds: float | None = BLOCK_SECONDS
+) -> AsyncIterator[Connection]:
     """Lends a connection without a transaction: each statement is one of its own.
+
+    Args:
+        pool: of `open_pool`.
+        seconds: for the whole block, whatever the driver waits for; None for a listener.
 
     Raises:
         DependencyUnavailable: if PostgreSQL is away, or fails inside the block.
     """
     with translated_errors():
-        async with pool.acquire(timeout=ACQUIRE_SECONDS) as lent:
+        async with asyncio.timeout(seconds), pool.acquire(timeout=ACQUIRE_SECONDS) as lent:
             try:
                 yield lent
-            except TimeoutError:
+            except (TimeoutError, asyncio.CancelledError):
                 # The answer may still come: nobody can use this connection again.
                 lent.terminate()
                 raise

@@ -145,7 +145,7 @@ class Feed:
             WATCHERS.set(self._watcher_count)
 
     async def _listen(self) -> None:
-        async with postgres.connection(self._pool) as connection, self._listening(connection):
+        async with postgres.connection(self._pool, seconds=None) as connection, self._listening(connection):
             while True:
                 self._heard.clear()
                 before = self._known.value

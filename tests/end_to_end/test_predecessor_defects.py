@@ -30,8 +30,8 @@ ELSEWHERE = {
     "g: redelivered five times, one debit": ("tests/billing", "five"),
     "g: poison is parked, neighbours settle": ("tests/billing", "poison"),
     "h: ClickHouse killed in mid-batch": ("tests/log", "kill"),
-    "l: no failover after the first event": ("tests/routing", "commit"),
-    "m: one probe at half-open": ("tests/routing", "probe"),
+    "l: no failover after the first event": ("tests/routing", "cut_stream_ends"),
+    "m: one probe at half-open": ("tests/routing", "hundred_probes"),
     "o: no plaintext key in a database dump": ("tests/billing", "stored_nowhere"),
     "o: no plaintext credential in a database dump": ("tests/provider", "nowhere_in_plaintext"),
 }

@@ -32,12 +32,12 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=["in process", "on the wire"])
-def mesh(request: pytest.FixtureRequest, mesh: Mesh) -> Iterator[Mesh]:
+def mesh(request: pytest.FixtureRequest, running_mesh: Mesh) -> Iterator[Mesh]:
     """Every test of this page runs twice: edge and routing in one process, and with gRPC between them."""
     if request.param == "in process":
-        yield mesh
+        yield running_mesh
         return
-    with mesh.on_the_wire() as there:
+    with running_mesh.on_the_wire() as there:
         yield there
 
 

@@ -22,7 +22,8 @@ STOP_SECONDS = 40.0
 SETTLE_SECONDS = 20.0
 PORT_SETTINGS = ("EDGE", "PROVIDER", "LOG", "BILLING", "ROUTING", "SANDBOX")
 # Below the ephemeral range, so that no outgoing socket takes one meanwhile.
-LOWEST_PORT, HIGHEST_PORT = 20_000, 32_000
+LOWEST_PORT, HIGHEST_PORT = 20_000, 31_000
+OPS_DISTANCE = 1_000
 
 Result = TypeVar("Result")
 
@@ -188,12 +189,17 @@ def eventually(check: Callable[[], Result | None], seconds: float) -> Result:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, in a random part of the range."""
+    """Ports that nobody listens on now, nor on those 1000 above, which are the ops ports of a mesh."""
     found: list[int] = []
-    candidate = LOWEST_PORT + int.from_bytes(os.urandom(4), "big") % (HIGHEST_PORT - LOWEST_PORT - 1000)
     while len(found) < count:
-        candidate += 1
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
-                found.append(candidate)
+        candidate = LOWEST_PORT + int.from_bytes(os.urandom(4), "big") % (HIGHEST_PORT - LOWEST_PORT)
+        distances = {abs(candidate - port) for port in found}
+        if not distances & {0, OPS_DISTANCE} and all(map(is_free, (candidate, candidate + OPS_DISTANCE))):
+            found.append(candidate)
     return found
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
