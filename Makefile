@@ -9,6 +9,8 @@ DATA_DIR ?= .lurus
 ARGS ?=
 # What pytest is given: make test TESTS=tests/billing
 TESTS ?= tests
+# Most tests wait for something: two processes share the two cores well. A file stays in one of them.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help up test check fmt gen lock images clean
@@ -21,7 +23,7 @@ up: $(VENV)/.runtime ## Starts the whole mesh here and prints a key and what to 
 	@$(BIN)/lurus up --data-dir $(DATA_DIR) $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Installs what is needed and runs all tests on real stores
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generated code, deploy files
 	$(BIN)/ruff format --check .
