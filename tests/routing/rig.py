@@ -201,7 +201,9 @@ class Neighbour:
         self.port = 0
 
     async def start(self) -> None:
-        """Serves, on the port of the last time if there was one."""
+        """Serves, on the port of the last time if there was one; if it does already, nothing changes."""
+        if self._server is not None:
+            return
         self._server = make_server(server_interceptors(ADMIN_TOKEN))
         self._register(self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -298,8 +300,7 @@ class Rig:
         """Starts the neighbours and the routing service."""
         async with AsyncExitStack() as stack:
             for neighbour in (self.billing_server, self.provider_server):
-                if not neighbour.port:
-                    await neighbour.start()
+                await neighbour.start()
                 stack.push_async_callback(neighbour.stop)
             await stack.enter_async_context(self.routing(is_awaited))
             yield self
