@@ -81,6 +81,7 @@ class TestPosition:
             encode_token(-1, new_id("req")),
             encode_token(NOW_MICROS, "' OR 1=1--"),
         ],
+        ids=range(9),
     )
     def test_refuses_tokens_of_others(self, token: str) -> None:
         with pytest.raises(InvalidRequest):

@@ -56,7 +56,7 @@ async def test_statistics_are_of_the_last_day_unless_told(stub: LogServiceStub, 
     assert (await stub.GetStats(GetStatsRequest(filter=since))).rows[0].request_count == 2
 
 
-@pytest.mark.parametrize("request_id", [new_id("req"), "' OR 1=1--", "%", "evt_1"])
+@pytest.mark.parametrize("request_id", [new_id("req"), "' OR 1=1--", "%", "evt_1"], ids=range(4))
 async def test_what_is_not_there_is_not_found(stub: LogServiceStub, request_id: str) -> None:
     failure = await failure_of(stub.GetLog(GetLogRequest(request_id=request_id)))
     assert isinstance(failure, NotFound)
