@@ -22,6 +22,7 @@ from lurus_routing.pricing import PriceList
 log = logging.getLogger(__name__)
 
 MAX_REMEMBERED_MATCHES = 10_000
+MAX_TIMER_SECONDS = 86_400.0
 DEFAULT_LEVEL = 1
 DEFAULT_WEIGHT = 100
 
@@ -177,4 +178,5 @@ def _exact_names(provider: Provider) -> list[str]:
 
 
 def _seconds(duration: Duration, default: float) -> float:
-    return duration.ToTimedelta().total_seconds() or default
+    seconds = duration.seconds + duration.nanos / 1e9
+    return min(seconds, MAX_TIMER_SECONDS) if seconds > 0 else default

@@ -234,7 +234,9 @@ class Leases:
         now = self._clock()
         if account.renewing or now < account.outage_until or (now < account.content_until and not is_urgent):
             return
-        account.renewing = asyncio.create_task(self._renew(account))
+        # Said now, not when the task runs: what is reserved from here on is late.
+        request = self._request(account, self._amount)
+        account.renewing = asyncio.create_task(self._renew(account, request))
 
     def _request(self, account: _Account, amount: int) -> billing_pb2.LeaseQuotaRequest:
         return billing_pb2.LeaseQuotaRequest(
@@ -246,11 +248,11 @@ class Leases:
             previous_spent_nano_usd=max(account.spent + account.reserved, 0),
         )
 
-    async def _renew(self, account: _Account) -> None:
+    async def _renew(self, account: _Account, request: billing_pb2.LeaseQuotaRequest) -> None:
         # A lease lives from when it is asked for: how long the answer took, billing cannot know.
         sent = self._clock()
         try:
-            lease = await self._ask(self._request(account, self._amount))
+            lease = await self._ask(request)
         except Exception as error:
             outcome = "away" if isinstance(error, LurusError) else "failed"
             if outcome == "failed":

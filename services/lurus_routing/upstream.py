@@ -73,11 +73,10 @@ async def send(
         UpstreamFailed: anything else went wrong before a status line.
     """
     timeout = ClientTimeout(total=None, sock_connect=candidate.connect_seconds)
-    url = URL(candidate.base_url + target, encoded=True)
     try:
         async with asyncio.timeout(seconds):
             return await session.post(
-                url,
+                URL(candidate.base_url + target, encoded=True),
                 data=body if len(body) <= MAX_BODY_AT_ONCE_BYTES else io.BytesIO(body),
                 headers=[*headers, credential_header(dialect, candidate.secret)],
                 timeout=timeout,
@@ -89,8 +88,8 @@ async def send(
         if isinstance(error, aiohttp.ClientConnectorError):
             raise UpstreamFailed("the provider cannot be reached") from error
         raise ConnectionLost("the provider closed the connection") from error
-    except (aiohttp.ClientError, ValueError) as error:
-        raise UpstreamFailed("the provider's answer is not HTTP") from error
+    except (aiohttp.ClientError, ValueError, OSError) as error:
+        raise UpstreamFailed("the provider cannot be called, or its answer is not HTTP") from error
 
 
 def credential_header(dialect: Dialect, secret: str) -> tuple[str, str]:

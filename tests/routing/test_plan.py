@@ -1,0 +1,155 @@
+"""The order of candidates, prices by date, and the catalog that both come from."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lurus.provider.v1 import provider_pb2
+from lurus.usage.v1 import usage_pb2
+from lurus_common.settings import Settings
+from lurus_routing.candidate import Candidate
+from lurus_routing.catalog import Catalog, CatalogBuilder
+from lurus_routing.health import Health
+from lurus_routing.plan import make_plan
+from lurus_routing.pricing import PriceList
+
+from .rig import ANTHROPIC, CHAT, CREDENTIAL_KEY, make_provider
+
+SETTINGS = Settings(credential_key=CREDENTIAL_KEY)
+
+
+def catalog_of(*providers: provider_pb2.Provider, **more: Any) -> Catalog:
+    return CatalogBuilder(SETTINGS).take(
+        provider_pb2.WatchProvidersResponse(is_snapshot=True, providers=providers, **more)
+    )
+
+
+def candidates(**providers: dict[str, Any]) -> list[Candidate]:
+    rows = [make_provider(name, "http://127.0.0.1:1", **fields) for name, fields in providers.items()]
+    return catalog_of(*rows).candidates(ANTHROPIC, "m")
+
+
+class TestOrder:
+    def test_lower_levels_come_first(self) -> None:
+        matches = candidates(a={"level": 3}, b={"level": 1}, c={"level": 2})
+        for session in ("", "s1", "s2"):
+            plan = make_plan(matches, Health(), 0, session, random.random)
+            assert [candidate.provider_id for candidate in plan.candidates] == ["b", "c", "a"]
+
+    @pytest.mark.parametrize("has_session", [True, False])
+    def test_weights_are_shares(self, has_session: bool) -> None:
+        matches = candidates(a={"weight": 300}, b={}, c={"weight": 100})
+        chance = random.Random(1)
+        first = Counter(
+            make_plan(matches, Health(), 0, f"s{number}" if has_session else "", chance.random)
+            .candidates[0]
+            .provider_id
+            for number in range(5000)
+        )
+        assert first["a"] == pytest.approx(3000, rel=0.1)
+        assert first["b"] == pytest.approx(1000, rel=0.15)
+
+    def test_a_session_moves_only_if_its_credential_is_benched(self) -> None:
+        matches = candidates(a={}, b={}, c={})
+        health = Health()
+        before = {
+            s: make_plan(matches, health, 0, s, random.random).candidates[0].key for s in map(str, range(60))
+        }
+        benched = matches[0].key
+        health.refuse_credential(benched[:2], 0, 401)
+        for session, key in before.items():
+            now = make_plan(matches, health, 1, session, random.random).candidates[0].key
+            assert now != benched
+            assert key in (now, benched)
+
+    def test_skipped_ones_are_named_with_their_reason(self) -> None:
+        matches = candidates(a={}, b={})
+        health = Health()
+        health.throttle(("a", "default"), 0, 30)
+        plan = make_plan(matches, health, 1, "", random.random)
+        assert [skip.reason for skip in plan.skipped] == ["benched: throttled by the provider"]
+        assert not plan.is_last_resort
+
+
+class TestPrices:
+    @staticmethod
+    def price(price_id: str, model: str, day: int, provider_id: str = "") -> provider_pb2.Price:
+        return provider_pb2.Price(
+            price_id=price_id,
+            model=model,
+            provider_id=provider_id,
+            effective_time=Timestamp(seconds=day * 86_400),
+        )
+
+    def test_the_newest_one_in_effect_counts(self) -> None:
+        prices = PriceList(
+            [self.price("new", "m", 20), self.price("old", "m", 10), self.price("next", "m", 30)]
+        )
+
+        def found(day: float) -> str:
+            price = prices.find("p", "m", "alias", int(day * 86_400) * 10**9)
+            return price.price_id if price else ""
+
+        assert [found(day) for day in (9.9, 10, 19.9, 20, 29.9, 31)] == [
+            "",
+            "old",
+            "old",
+            "new",
+            "new",
+            "next",
+        ]
+
+    def test_the_closest_one_counts(self) -> None:
+        given = [
+            self.price("everybody's, by alias", "alias", 1),
+            self.price("everybody's", "up", 1),
+            self.price("its own, by alias", "alias", 1, "p"),
+            self.price("its own", "up", 1, "p"),
+        ]
+        for count in range(4, 0, -1):
+            price = PriceList(given[:count]).find("p", "up", "alias", 10**18)
+            assert price is not None and price.price_id == given[count - 1].price_id
+        assert PriceList(given[2:]).find("q", "up", "alias", 10**18) is None
+
+
+class TestCatalog:
+    def test_changes_are_merged(self) -> None:
+        builder = CatalogBuilder(SETTINGS)
+        one, two = (make_provider(name, "http://127.0.0.1:1") for name in ("one", "two"))
+        builder.take(provider_pb2.WatchProvidersResponse(is_snapshot=True, providers=[one]))
+        both = builder.take(provider_pb2.WatchProvidersResponse(revision=7, providers=[two]))
+        assert both.revision == 7
+        assert [candidate.provider_id for candidate in both.candidates(CHAT, "m")] == ["one", "two"]
+        left = builder.take(provider_pb2.WatchProvidersResponse(deleted_provider_ids=["one", "unknown"]))
+        assert [candidate.provider_id for candidate in left.candidates(CHAT, "m")] == ["two"]
+        assert builder.take(provider_pb2.WatchProvidersResponse(is_snapshot=True)).candidates(CHAT, "m") == []
+
+    def test_what_is_disabled_or_cannot_be_opened_is_left_out(self) -> None:
+        provider = make_provider("p", "http://127.0.0.1:1", credentials=("good", "off", "broken"))
+        provider.credentials[1].is_disabled = True
+        provider.credentials[2].sealed_secret = provider.credentials[0].sealed_secret
+        disabled = make_provider("q", "http://127.0.0.1:1", is_disabled=True)
+        found = catalog_of(provider, disabled).candidates(ANTHROPIC, "m")
+        assert [candidate.credential_id for candidate in found] == ["good"]
+        assert "sk-upstream" not in repr(found)
+
+    def test_hidden_models_are_not_listed_and_work(self) -> None:
+        models = [
+            provider_pb2.Model(model_id=name, is_hidden=name == "hidden") for name in ("shown", "hidden")
+        ]
+        catalog = catalog_of(make_provider("p", "http://127.0.0.1:1", dialects=[ANTHROPIC]), models=models)
+        assert catalog.served_names() == {"shown": {usage_pb2.DIALECT_ANTHROPIC}}
+        assert catalog.candidates(ANTHROPIC, "hidden")
+
+    def test_timers_of_a_provider_replace_the_defaults(self) -> None:
+        limits = provider_pb2.ProviderLimits(max_concurrency=3)
+        limits.idle_timeout.FromMilliseconds(1500)
+        [candidate] = catalog_of(make_provider("p", "http://h:1/base/", limits=limits)).candidates(
+            ANTHROPIC, "m"
+        )
+        assert (candidate.idle_seconds, candidate.max_concurrency) == (1.5, 3)
+        assert candidate.first_event_seconds == SETTINGS.upstream_first_event_seconds
+        assert candidate.base_url == "http://h:1/base"

@@ -1,0 +1,194 @@
+"""What operators and teams can ask: models, explanations, health; and who may ask."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from lurus.provider.v1 import provider_pb2
+from lurus.routing.v1 import chat_pb2, routing_pb2
+from lurus_common.errors import (
+    DependencyUnavailable,
+    InvalidRequest,
+    KeyInvalid,
+    LurusError,
+    NotBuiltYet,
+    NotFound,
+)
+from lurus_common.rpc import error_of
+from lurus_common.settings import Settings
+from lurus_routing import follow
+from tests.support.scripted_upstream import plain
+
+from .rig import ADMIN_TOKEN, ANTHROPIC, CHAT, MakeRig, Rig, make_provider, plain_answer, refusal, until
+
+pytestmark = pytest.mark.anyio
+
+ADMIN = (("authorization", f"Bearer {ADMIN_TOKEN}"),)
+
+
+async def asked(call: Any) -> Any:
+    """Awaits a unary call, with its error as the type that the service raised."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error) from error
+
+
+class TestListModels:
+    async def test_a_key_sees_what_it_may_use(self, make_rig: MakeRig) -> None:
+        rig = await make_rig(
+            {
+                "one": {"supported_models": ["claude-1", "claude-2", "gpt-*"], "dialects": [ANTHROPIC]},
+                "two": {
+                    "dialects": [CHAT],
+                    "model_mappings": [provider_pb2.ModelMapping(model="claude-1", upstream_model="x")],
+                },
+            }
+        )
+        rig.key = rig.billing.add_key(allowed_models=["claude-1", "other"])
+        for request, metadata in (
+            (routing_pb2.ListModelsRequest(credentials=[rig.key]), ()),
+            (routing_pb2.ListModelsRequest(), (("authorization", f"Bearer {rig.key}"),)),
+        ):
+            found = await asked(rig.stub.ListModels(request, metadata=metadata))
+            assert [(model.model_id, list(model.dialects)) for model in found.models] == [
+                ("claude-1", [ANTHROPIC, CHAT])
+            ]
+        everything = await asked(
+            rig.stub.ListModels(routing_pb2.ListModelsRequest(credentials=[ADMIN_TOKEN]))
+        )
+        assert [model.model_id for model in everything.models] == ["claude-1", "claude-2"]
+
+    async def test_without_a_key_nothing_is_listed(self, rig: Rig) -> None:
+        for credentials in ([], [""], ["x"]):
+            error = await refusal(
+                asked(rig.stub.ListModels(routing_pb2.ListModelsRequest(credentials=credentials)))
+            )
+            assert isinstance(error, KeyInvalid)
+
+
+class TestExplainRoute:
+    async def test_it_tells_who_would_be_asked_and_why_not_others(self, pair: Rig) -> None:
+        pair.upstream.script = plain("{}", 401)
+        pair.other.script = plain(plain_answer(ANTHROPIC))
+        await pair.relay()
+        request = routing_pb2.ExplainRouteRequest(model="m-1", dialect=ANTHROPIC)
+        found = (await asked(pair.stub.ExplainRoute(request, metadata=ADMIN))).candidates
+        assert [(row.provider_id, row.skip_reason) for row in found] == [
+            ("two", ""),
+            ("one", "benched: credential refused with 401"),
+        ]
+        assert found[0].breaker == routing_pb2.BREAKER_STATE_CLOSED
+        assert 50 < found[1].bench_duration.seconds <= 60
+
+    async def test_a_key_decides_too(self, rig: Rig) -> None:
+        key = rig.billing.add_key(allowed_models=["other"])
+        key_id = rig.billing.grant_of(key).key_id
+        request = routing_pb2.ExplainRouteRequest(model="m-1", key_id=key_id)
+
+        async def explain() -> Any:
+            try:
+                return await asked(rig.stub.ExplainRoute(request, metadata=ADMIN))
+            except NotFound:
+                return None  # the watch has not told of it yet
+
+        while (found := await explain()) is None:
+            await asyncio.sleep(0.01)
+        assert list(found.candidates) == []
+
+    @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer wrong"),)])
+    async def test_it_is_for_operators(self, rig: Rig, metadata: Any) -> None:
+        """Also in process, where the edge hands requests of anybody over."""
+        request = routing_pb2.ExplainRouteRequest(model="m-1")
+        assert isinstance(await refusal(asked(rig.stub.ExplainRoute(request, metadata=metadata))), KeyInvalid)
+        request = routing_pb2.ExplainRouteRequest()
+        assert isinstance(
+            await refusal(asked(rig.stub.ExplainRoute(request, metadata=ADMIN))), InvalidRequest
+        )
+
+
+class TestNotBuilt:
+    async def test_they_say_so(self, rig: Rig) -> None:
+        metadata = (("authorization", f"Bearer {rig.key}"),)
+        error = await refusal(asked(rig.stub.CountTokens(chat_pb2.CountTokensRequest(), metadata=metadata)))
+        assert isinstance(error, NotBuiltYet | InvalidRequest)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in rig.stub.WatchRoutes(routing_pb2.WatchRoutesRequest(), metadata=ADMIN):
+                pass
+        assert isinstance(error_of(caught.value), NotBuiltYet)
+
+
+class TestReadiness:
+    async def test_before_the_providers_are_known_calls_may_come_back(
+        self, settings: Settings, kind: str
+    ) -> None:
+        rig = Rig(settings, kind)
+        async with rig.upstream, rig.other:
+            rig.use(one={})
+            await rig.billing_server.start()
+            await rig.provider_server.start()
+            await rig.provider_server.stop()
+            async with rig.routing(is_awaited=False):
+                error = await refusal(rig.relay())
+                assert isinstance(error, DependencyUnavailable)
+                assert error.metadata["retry_after_seconds"] == "2"
+                await rig.provider_server.start()
+                rig.upstream.script = plain(plain_answer(ANTHROPIC))
+
+                async def works() -> bool:
+                    try:
+                        return (await rig.relay()).head.status == 200
+                    except LurusError:
+                        return False
+
+                while not await works():
+                    await asyncio.sleep(0.02)
+                # What is known stays known without the service that told it.
+                await rig.provider_server.stop()
+                assert await works()
+            await rig.billing_server.stop()
+
+    async def test_a_senseless_provider_harms_nobody(self, rig: Rig) -> None:
+        rig.upstream.script = plain(plain_answer(ANTHROPIC))
+        limits = provider_pb2.ProviderLimits(max_concurrency=-5)
+        limits.idle_timeout.seconds, limits.first_event_timeout.seconds = 10**15, -3
+        rig.provider.tell(providers=[make_provider("aaa", "http://[", limits=limits)])
+        answers = [await rig.relay() for _ in range(10)]
+        assert {answer.end.provider_id for answer in answers} == {"one"}
+
+    async def test_what_cannot_be_taken_is_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(follow, "FIRST_RETRY_SECONDS", 0.01)
+        taken: list[int] = []
+
+        class Call:
+            async def __aiter__(self) -> AsyncIterator[int]:
+                for number in range(3):
+                    yield number
+
+            def cancel(self) -> None:
+                taken.append(-1)
+
+        def take(number: int) -> None:
+            if number == 1:
+                raise ValueError("a row that makes no sense")
+            taken.append(number)
+
+        following = asyncio.create_task(follow._follow("rows", Call, take))
+        await until(lambda: taken.count(-1) == 2)
+        following.cancel()
+        assert taken[:4] == [0, -1, 0, -1]
+
+    @pytest.mark.parametrize("kind", ["wire"], indirect=True)
+    async def test_it_speaks_health(self, rig: Rig) -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.port}") as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service="lurus.routing.v1.RoutingService")
+            assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+            watch = stub.Watch(request)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch.cancel()
