@@ -8,7 +8,6 @@ a wake-up too many or too few loses nothing.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import asyncpg
 
@@ -73,7 +72,7 @@ class KeyWatch:
     async def _listen(self) -> None:
         async with (
             postgres.connection(self._pool, seconds=None) as connection,
-            _listening(connection, self._heard),
+            postgres.listening(connection, CHANNEL, self._heard),
         ):
             while True:
                 self._wake()
@@ -94,12 +93,3 @@ async def _wait(changed: asyncio.Event) -> None:
             await changed.wait()
     except TimeoutError:
         pass
-
-
-@asynccontextmanager
-async def _listening(connection: postgres.Connection, heard: object) -> AsyncIterator[None]:
-    await connection.add_listener(CHANNEL, heard)
-    try:
-        yield
-    finally:
-        await connection.remove_listener(CHANNEL, heard)

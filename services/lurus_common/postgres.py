@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -172,6 +172,19 @@ async def transaction(pool: asyncpg.Pool, *, read_only: bool = False) -> AsyncIt
     isolation = "repeatable_read" if read_only else "read_committed"
     async with connection(pool) as lent, lent.transaction(isolation=isolation, readonly=read_only):
         yield lent
+
+
+@asynccontextmanager
+async def listening(connection: Connection, channel: str, heard: Callable[..., None]) -> AsyncIterator[None]:
+    """Calls `heard` for each notification on `channel`, as long as the block runs."""
+    await connection.add_listener(channel, heard)
+    try:
+        yield
+    finally:
+        # A connection that is gone has no listener; its word for that must not take the
+        # place of what ended the block, or a cancellation would be lost.
+        with suppress(asyncpg.InterfaceError):
+            await connection.remove_listener(channel, heard)
 
 
 async def problem(pool: asyncpg.Pool) -> str:

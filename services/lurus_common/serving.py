@@ -20,6 +20,8 @@ OPS_PORT_BASE = 19100
 STORE_WAIT_SECONDS = 60.0
 STORE_POLL_SECONDS = 0.1
 STOP_SECONDS = 5.0
+STOP_MARGIN_SECONDS = 2.0
+CANCEL_SECONDS = 1.0
 
 Result = TypeVar("Result")
 
@@ -94,7 +96,19 @@ async def grpc_service(
             yield bound
     finally:
         await checks.enter_graceful_shutdown()
-        await server.stop(STOP_SECONDS)
+        await _stop(server)
+
+
+async def _stop(server: grpc.aio.Server) -> None:
+    """Ends a server: calls may finish for a while, then are cancelled.
+
+    Nobody waits longer than the calls may take, whatever the library waits for.
+    """
+    try:
+        async with asyncio.timeout(STOP_SECONDS + STOP_MARGIN_SECONDS):
+            await server.stop(STOP_SECONDS)
+    except TimeoutError:
+        log.warning("the gRPC server did not confirm that it has stopped")
 
 
 def ops_port(settings: Settings, port: int) -> int:
@@ -112,8 +126,10 @@ async def beside(work: Coroutine[object, object, None], name: str) -> AsyncItera
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        # Again, until it has ended: a driver's own error may take a cancellation's place.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_SECONDS)
 
 
 def _report(task: asyncio.Task[None]) -> None:

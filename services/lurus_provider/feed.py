@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import asyncpg
 from prometheus_client import Gauge
@@ -158,13 +158,13 @@ class Feed:
         def heard(*_: object) -> None:
             self._heard.set()
 
-        await connection.add_listener(CHANNEL, heard)
         connection.add_termination_listener(heard)
         try:
-            yield
+            async with postgres.listening(connection, CHANNEL, heard):
+                yield
         finally:
-            connection.remove_termination_listener(heard)
-            await connection.remove_listener(CHANNEL, heard)
+            with suppress(asyncpg.InterfaceError):
+                connection.remove_termination_listener(heard)
 
     async def _wait(self) -> None:
         try:
