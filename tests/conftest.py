@@ -7,12 +7,11 @@ import pytest
 
 from lurus_switch.embedded import EmbeddedBackends
 
-
 _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Names a case after its argument if its value holds a fresh id: every process must find the same names."""
+    """Names a case after its argument if its value holds a fresh id, so that all processes find one name."""
     return argname if isinstance(val, str) and _FRESH_ID.search(val) else None
 
 
