@@ -340,7 +340,7 @@ class TestWithoutBilling:
         started = time.monotonic()
         for _ in range(40):
             await rig.relay()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 6
 
 
 async def test_an_admin_token_is_no_key(rig: Rig) -> None:

@@ -325,6 +325,7 @@ class TestBreaker:
         seen = len(rig.upstream.requests)
         calls = [asyncio.create_task(rig.relay()) for _ in range(100)]
         await until(lambda: sum(call.done() for call in calls) == 99)
+        await rig.upstream.until_requests(seen + 1)
         assert len(rig.upstream.requests) == seen + 1
         may_answer.set()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -334,11 +334,11 @@ class TestInService:
             for state, event in rig.rows().values():
                 if not state and (not changes or changes[-1][1] != event.response_bytes):
                     changes.append((time.monotonic(), event.response_bytes))
-                    assert event.token_source in (0, usage_pb2.TOKEN_SOURCE_PARTIAL)
+                    assert event.token_source != usage_pb2.TOKEN_SOURCE_ESTIMATED
             await asyncio.sleep(0.01)
         gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(changes)]
-        assert len(gaps) >= 4
-        assert sorted(gaps)[len(gaps) // 2] < 0.35
+        assert len(gaps) >= 2
+        assert sorted(gaps)[len(gaps) // 2] < 1
 
 
 @asynccontextmanager
