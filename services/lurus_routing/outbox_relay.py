@@ -26,6 +26,7 @@ MAX_RETRY_SECONDS = 5.0
 LINGER_SECONDS = 0.02
 CLEAN_SECONDS = 3600.0
 FLUSH_POLL_SECONDS = 0.02
+HANDSHAKE_SECONDS = 0.3
 
 PUBLISHED = Counter("lurus_published_events", "Usage events that the bus has confirmed.")
 FAILED = Counter("lurus_publish_failures", "Batches of usage events that the bus did not confirm whole.")
@@ -80,13 +81,17 @@ class OutboxRelay:
 
     async def _connect(self, stack: AsyncExitStack) -> Client:
         while True:
+            connecting = asyncio.create_task(bus.connect(self._url, self._worker_id))
             try:
-                client = await bus.connect(self._url, self._worker_id)
+                client = await asyncio.shield(connecting)
                 stack.push_async_callback(client.close)
                 return client
             except (NatsError, OSError, TimeoutError) as error:
                 self._note_failure(error)
                 await asyncio.sleep(MAX_RETRY_SECONDS / 5)
+            except asyncio.CancelledError:
+                await _give_up(connecting)
+                raise
 
     async def _drain(self, client: Client) -> None:
         jetstream = client.jetstream()
@@ -124,3 +129,13 @@ class OutboxRelay:
             log.info("usage events flow again")
         self._blocked_since = None
         OLDEST.set(0)
+
+
+async def _give_up(connecting: "asyncio.Task[Client]") -> None:
+    """Lets a handshake end before its connection is closed: cancelled amid it, the socket would stay open."""
+    done, _ = await asyncio.wait([connecting], timeout=HANDSHAKE_SECONDS)
+    if not done:
+        connecting.cancel()
+        await asyncio.wait([connecting])
+    elif connecting.exception() is None:
+        await connecting.result().close()

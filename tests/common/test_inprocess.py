@@ -21,6 +21,13 @@ from lurus_common.rpc import error_of, make_server, open_channel, server_interce
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """Keeps one event loop for all tests: grpc.aio does not bear many in one process."""
+    yield
+
+
 TOKEN = "a-token-of-the-tests"
 ADMIN = (("authorization", f"Bearer {TOKEN}"),)
 

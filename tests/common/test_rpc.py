@@ -29,6 +29,13 @@ from lurus_common.rpc import MAX_MESSAGE_BYTES, error_of, make_server, open_chan
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """Keeps one event loop for all tests: grpc.aio does not bear many in one process."""
+    yield
+
+
 TOKEN = "a-token-of-the-tests"
 SERVICE = "lurus.provider.v1.ProviderService"
 KINDS = sorted(

@@ -23,6 +23,12 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return ("asyncio", {"use_uvloop": True})
 
 
+@pytest.fixture(scope="package", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """Keeps one event loop for all tests: grpc.aio does not bear many in one process."""
+    yield
+
+
 @pytest.fixture(scope="package")
 def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bus of these tests' own: the name of the stream is fixed."""
