@@ -119,7 +119,11 @@ async def read_body(
         data: bytes = message.get("body", b"")
         received_bytes += len(data)
         if decoder is None:
-            size = _grown(size, data, maximum)
+            size += len(data)
+            if size > maximum:
+                raise RequestTooLarge(
+                    f"the request body is larger than {maximum} bytes", maximum_bytes=maximum
+                )
             hold(len(data))
             chunks.append(data)
         elif data:
@@ -138,18 +142,17 @@ async def _decode(
     """Adds what `data` decodes to, and returns the size so far; lets others run after each full step."""
     try:
         for piece in decoder.pieces(data):
-            size = _grown(size, piece, allowed)
+            size += len(piece)
+            if size > allowed:
+                raise RequestTooLarge(
+                    f"the request body decodes to more than {allowed} bytes",
+                    maximum_bytes=allowed,
+                    error_code="request_body_too_large_after_decoding",
+                )
             hold(len(piece))
             chunks.append(piece)
             if len(piece) == STEP_BYTES:
                 await asyncio.sleep(0)
     except (zlib.error, zstd.ZstdError, EOFError) as error:
         raise EncodingInvalid("the body is not what its content encoding says") from error
-    return size
-
-
-def _grown(size: int, piece: bytes, maximum: int) -> int:
-    size += len(piece)
-    if size > maximum:
-        raise RequestTooLarge(f"the request body is larger than {maximum} bytes", maximum_bytes=maximum)
     return size

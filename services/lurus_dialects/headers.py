@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from typing import Final
 
+from lurus_common.errors import InvalidRequest
 from lurus_dialects.dialect import Dialect
 
 Headers = Iterable[tuple[str, str]]
 
 DEFAULT_ANTHROPIC_VERSION = "2023-06-01"
 MAX_UPSTREAM_REQUEST_ID_CHARACTERS = 256
+# What common servers take in one line is 8 KiB. They refuse a longer one in words of no dialect,
+# which would look like a failure of the provider.
+MAX_LINE_BYTES = 8000
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "http2-settings"}
@@ -77,6 +81,9 @@ def to_upstream(dialect: Dialect, headers: Headers) -> list[tuple[str, str]]:
     All that is not removed passes, so that headers of tomorrow work. Names are
     compared with `_` read as `-`. Several `anthropic-beta` lines become one, in
     order. The caller adds the provider's credential.
+
+    Raises:
+        InvalidRequest: a line would be longer than providers take.
     """
     given = [(name.lower(), value) for name, value in headers]
     listed = _listed_by_connection(given)
@@ -100,6 +107,9 @@ def to_upstream(dialect: Dialect, headers: Headers) -> list[tuple[str, str]]:
     if "content-type" not in names:
         passed.append(("content-type", "application/json"))
     passed.append(("accept-encoding", "identity"))
+    for name, value in passed:
+        if len(name) + len(value.encode()) > MAX_LINE_BYTES:
+            raise InvalidRequest(f"a header is longer than {MAX_LINE_BYTES} bytes", maximum=MAX_LINE_BYTES)
     return passed
 
 
