@@ -163,14 +163,23 @@ class Attempts:
     ) -> Answered | _Failure:
         started = time.monotonic()
         # A plain answer may take minutes before its first byte.
-        seconds = candidate.first_event_seconds if outgoing.is_streaming else outgoing.total_seconds
+        deadline = started + (
+            candidate.first_event_seconds if outgoing.is_streaming else outgoing.total_seconds
+        )
         outcome: Answered | _Failure
         try:
             call.response = response = await send(
-                self._session, candidate, outgoing.dialect, outgoing.target, outgoing.headers, body, seconds
+                self._session,
+                candidate,
+                outgoing.dialect,
+                outgoing.target,
+                outgoing.headers,
+                body,
+                deadline,
+                call.alarm,
             )
             attempt.http_status = response.status
-            outcome = await self._read_begin(call, candidate, outgoing, response, started + seconds)
+            outcome = await self._read_begin(call, candidate, outgoing, response, deadline)
         except LurusError as error:
             outcome = _Failure(FailureClass.TRANSIENT, error)
         if isinstance(outcome, _Failure) or outcome.watcher is None:

@@ -11,6 +11,7 @@ from lurus_common.secrets import is_api_key, key_verifier
 
 UNKNOWN_SECONDS = 2.0
 MAX_UNKNOWN = 10_000
+MAX_VERIFIERS = 10_000
 # Keys that billing is asked for at once: somebody who makes up keys must not flood it.
 MAX_LOOKUPS = 64
 
@@ -34,6 +35,7 @@ class KeyTable:
         self._grants: dict[bytes, KeyGrant] = {}
         self._by_id: dict[str, KeyGrant] = {}
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._verifiers: OrderedDict[str, bytes] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[KeyGrant | None]] = {}
 
     def replace(self, grants: Iterable[KeyGrant]) -> None:
@@ -62,16 +64,27 @@ class KeyTable:
         """
         unavailable: AuthenticationUnavailable | None = None
         for credential in credentials:
-            if not is_api_key(credential):
+            if credential not in self._verifiers and not is_api_key(credential):
                 continue
             try:
-                grant = await self._find(key_verifier(self._pepper, credential))
+                grant = await self._find(self._verifier(credential))
             except AuthenticationUnavailable as error:
                 unavailable = error
                 continue
             if grant is not None and _is_live(grant):
                 return grant
         raise unavailable or KeyInvalid("the API key is missing, unknown, expired or revoked")
+
+    def _verifier(self, credential: str) -> bytes:
+        """The verifier of a key; those in use are remembered: to make one is a twentieth of a call."""
+        verifier = self._verifiers.get(credential)
+        if verifier is None:
+            verifier = key_verifier(self._pepper, credential)
+            if verifier in self._grants:
+                self._verifiers[credential] = verifier
+                if len(self._verifiers) > MAX_VERIFIERS:
+                    self._verifiers.popitem(last=False)
+        return verifier
 
     async def _find(self, verifier: bytes) -> KeyGrant | None:
         grant = self._grants.get(verifier)

@@ -4,6 +4,8 @@ from functools import lru_cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from lurus.usage.v1 import usage_pb2
+
 TOKEN_KINDS = ("input", "cache_read", "cache_write", "output")
 FIRST_EVENT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
@@ -37,3 +39,10 @@ class ProviderMetrics:
 def of_provider(provider_id: str) -> ProviderMetrics:
     """Returns what is counted of a provider."""
     return ProviderMetrics(provider_id)
+
+
+@lru_cache(maxsize=100)
+def requests_of(dialect: str, terminal: int) -> Counter:
+    """Returns the child of `REQUESTS` for a dialect and a `Terminal`."""
+    name = usage_pb2.Terminal.Name(usage_pb2.Terminal.ValueType(terminal))
+    return REQUESTS.labels(dialect, name.removeprefix("TERMINAL_").lower())

@@ -23,7 +23,7 @@ BATCH_EVENTS = 256
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 # Lets events gather, so that a busy worker does not publish and mark them one by one.
-LINGER_SECONDS = 0.02
+LINGER_SECONDS = 0.1
 CLEAN_SECONDS = 3600.0
 FLUSH_POLL_SECONDS = 0.02
 HANDSHAKE_SECONDS = 0.3

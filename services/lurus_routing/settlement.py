@@ -3,7 +3,6 @@
 import asyncio
 import logging
 
-from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_routing import metrics
 from lurus_routing.call import Call
@@ -71,9 +70,8 @@ class Settlement:
 
 
 def _count(call: Call, event: UsageEvent) -> None:
-    terminal = usage_pb2.Terminal.Name(event.terminal).removeprefix("TERMINAL_").lower()
     dialect = PATHS.get(event.path)
-    metrics.REQUESTS.labels(dialect.value if dialect else "none", terminal).inc()
+    metrics.requests_of(dialect.value if dialect else "none", event.terminal).inc()
     if not event.provider_id:
         return
     provider = metrics.of_provider(event.provider_id)

@@ -1,6 +1,5 @@
 """Calls to providers: one pooled HTTP client per worker."""
 
-import asyncio
 import io
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -63,9 +62,10 @@ async def send(
     target: str,
     headers: Sequence[tuple[str, str]],
     body: bytes,
-    seconds: float,
+    until: float,
+    alarm: Alarm,
 ) -> ClientResponse:
-    """Posts a request and returns the answer's head, within so many seconds.
+    """Posts a request and returns the answer's head, until `until` (monotonic).
 
     Raises:
         ConnectionLost: a connection ended before a status line.
@@ -74,7 +74,7 @@ async def send(
     """
     timeout = ClientTimeout(total=None, sock_connect=candidate.connect_seconds)
     try:
-        async with asyncio.timeout(seconds):
+        with alarm.by(until):
             return await session.post(
                 URL(candidate.base_url + target, encoded=True),
                 data=body if len(body) <= MAX_BODY_AT_ONCE_BYTES else io.BytesIO(body),
@@ -132,12 +132,9 @@ async def read_chunk(response: ClientResponse, until: float, alarm: Alarm) -> by
         UpstreamTimeout: nothing came in time. What comes later is not lost: ask again.
         UpstreamFailed: the connection broke, or was closed by us.
     """
-    content = response.content
     try:
-        if arrived := content.read_nowait():
-            return arrived
         with alarm.by(until):
-            return await content.readany()
+            return await response.content.readany()
     except TimeoutError as error:
         raise UpstreamTimeout("the provider fell silent") from error
     except (aiohttp.ClientError, ValueError, RuntimeError) as error:
