@@ -41,6 +41,7 @@ class OutboxRelay:
         self._url = nats_url
         self._worker_id = worker_id
         self._blocked_since: float | None = None
+        self._is_urgent = asyncio.Event()
 
     @property
     def problem(self) -> str:
@@ -59,7 +60,9 @@ class OutboxRelay:
             cleaned = time.monotonic()
             while True:
                 await self._outbox.has_news.wait()
-                await asyncio.sleep(LINGER_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        await self._is_urgent.wait()
                 self._outbox.has_news.clear()
                 try:
                     await self._drain(client)
@@ -74,7 +77,8 @@ class OutboxRelay:
                     wait_seconds = min(wait_seconds * 2, MAX_RETRY_SECONDS)
 
     async def flush(self, seconds: float) -> None:
-        """Waits until everything is sent, at most so long."""
+        """Waits until everything is sent, at most so long; from now on nothing lingers."""
+        self._is_urgent.set()
         deadline = time.monotonic() + seconds
         while self._outbox.unsent_count and time.monotonic() < deadline:  # noqa: ASYNC110  # once, at the end
             await asyncio.sleep(FLUSH_POLL_SECONDS)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 import msgspec
+import pytest
 from protovalidate import Validator
 
 from lurus.billing.v1 import billing_pb2
@@ -46,6 +47,8 @@ WAIT_SECONDS = 10.0
 VALIDATOR = Validator()
 
 
+# For what is the same however the service is called.
+in_process_only = pytest.mark.parametrize("kind", ["in process"], indirect=True)
 # Makes rigs: providers as for `Rig.use`, prices, and settings by name.
 MakeRig: TypeAlias = Callable[..., Awaitable["Rig"]]
 

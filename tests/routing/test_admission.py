@@ -328,7 +328,7 @@ class TestWithoutBilling:
             await asyncio.sleep(0.01)
 
     async def test_a_billing_that_hangs_holds_nobody_up_for_long(
-        self, make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, make_rig: MakeRig
     ) -> None:
         monkeypatch.setattr(follow, "LOOKUP_SECONDS", 0.5)
         monkeypatch.setattr(leases, "HAND_BACK_SECONDS", 0.2)

@@ -34,6 +34,7 @@ from .rig import (
     Rig,
     begin_events,
     events_of,
+    in_process_only,
     named,
     plain_answer,
     plain_request,
@@ -111,6 +112,7 @@ class TestBeforeTheFirstEvent:
         assert answer.end.provider_id == "two"
         assert time.monotonic() - started < 0.5
 
+    @in_process_only
     @pytest.mark.parametrize(
         ("status", "expected"),
         [(500, 500), (503, 503), (529, 529), (401, 502), (402, 502), (403, 502), (302, 502)],
@@ -131,6 +133,7 @@ class TestBeforeTheFirstEvent:
         assert event.http_status == expected
         assert rig.billing.lease_requests[0].previous_spent_nano_usd == 0
 
+    @in_process_only
     @pytest.mark.parametrize("status", [400, 404, 413, 422])
     async def test_the_callers_own_fault_is_relayed_word_for_word(self, pair: Rig, status: int) -> None:
         body = json.dumps(
@@ -375,6 +378,7 @@ class TestBenches:
         assert answer.head.status == 429
         assert [h.value for h in answer.head.headers if h.name == "retry-after"] == [b"7"]
 
+    @in_process_only
     @pytest.mark.parametrize("value", ["nan", "inf", "-5", "soon", "1e999", "Thu, 01 Jan 1970 00:00:00 GMT"])
     async def test_nonsense_does_not_bench_for_ever(
         self, rig: Rig, value: str, monkeypatch: pytest.MonkeyPatch

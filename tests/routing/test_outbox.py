@@ -42,6 +42,7 @@ from .rig import (
     Rig,
     begin_events,
     events_of,
+    in_process_only,
     plain_answer,
     read_outbox,
     refusal,
@@ -51,9 +52,6 @@ from .rig import (
 )
 
 pytestmark = pytest.mark.anyio
-
-# What one process does is the same however it is called.
-in_process_only = pytest.mark.parametrize("kind", ["in process"], indirect=True)
 
 
 def make_event(**fields: Any) -> UsageEvent:
@@ -309,7 +307,7 @@ class TestInService:
 
     @in_process_only
     async def test_a_full_outbox_stops_calls(
-        self, make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, make_rig: MakeRig
     ) -> None:
         monkeypatch.setattr(server_module, "FLUSH_SECONDS", 0.1)
         rig = await make_rig(nats_url="nats://127.0.0.1:1", max_outbox_rows=3)

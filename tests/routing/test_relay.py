@@ -31,6 +31,7 @@ from .rig import (
     delta,
     end_events,
     events_of,
+    in_process_only,
     named,
     plain_answer,
     plain_request,
@@ -412,6 +413,7 @@ class TestRefusedCalls:
             assert isinstance(error, ModelNotFound)
             assert error.metadata["model"] == body["model"]
 
+    @in_process_only
     @pytest.mark.parametrize(
         ("field", "value"),
         [
