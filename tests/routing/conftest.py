@@ -23,7 +23,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return ("asyncio", {"use_uvloop": True})
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="package")
 async def one_loop() -> AsyncIterator[None]:
     """Keeps one event loop for all tests: grpc.aio does not bear many in one process."""
     yield
@@ -58,8 +58,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def make_rig(settings: Settings, kind: str) -> AsyncIterator[MakeRig]:
-    """Starts rigs with other settings; `providers` are the arguments of `Rig.use`."""
+async def make_rig(one_loop: None, settings: Settings, kind: str) -> AsyncIterator[MakeRig]:
+    """Starts rigs, all on one loop, with other settings; `providers` are the arguments of `Rig.use`."""
     rigs: list[Rig] = []
     async with AsyncExitStack() as stack:
 
