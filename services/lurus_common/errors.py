@@ -108,6 +108,18 @@ class Conflict(LurusError):
     code, reason = "ABORTED", "CONFLICT"
 
 
+class Untranslatable(LurusError):
+    """The provider's dialect cannot express a part of the request; `param` says where it stands."""
+
+    code, reason = "INVALID_ARGUMENT", "UNTRANSLATABLE"
+
+
+class PreviousResponseNotFound(LurusError):
+    """The request continues an answer that no provider of ours holds."""
+
+    code, reason = "NOT_FOUND", "PREVIOUS_RESPONSE_NOT_FOUND"
+
+
 class BalanceTooLow(LurusError):
     """The account's balance does not cover this request."""
 

@@ -4,9 +4,12 @@ from typing import Final
 
 import msgspec
 
-from lurus_dialects import anthropic, loose, openai_chat, openai_responses
+from lurus_dialects import loose
 from lurus_dialects.answer import Answer
+from lurus_dialects.anthropic import observe as anthropic
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.openai_chat import observe as openai_chat
+from lurus_dialects.openai_responses import observe as openai_responses
 
 _READERS: Final = {
     Dialect.ANTHROPIC: anthropic,

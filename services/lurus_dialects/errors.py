@@ -106,6 +106,8 @@ _FORMS: Final[dict[str, _Form]] = {
     ),
     "WEBSOCKET_UNSUPPORTED": _refusal(426, "invalid_request_error", "websocket_unsupported"),
     "CONFLICT": _refusal(409, "conflict_error", "idempotency_conflict"),
+    "UNTRANSLATABLE": _refusal(400, "invalid_request_error", "unsupported_parameter"),
+    "PREVIOUS_RESPONSE_NOT_FOUND": _refusal(400, "invalid_request_error", "previous_response_not_found"),
     "BALANCE_TOO_LOW": _SPENT,
     "QUOTA_EXCEEDED": _SPENT,
     "RATE_LIMITED": _Form(

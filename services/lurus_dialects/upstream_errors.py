@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Final
 
-from lurus_dialects import anthropic, loose, openai_chat, openai_responses
+from lurus_dialects import loose
+from lurus_dialects.anthropic import observe as anthropic
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.errors import HttpError, error_headers, http_error
 from lurus_dialects.headers import to_client
+from lurus_dialects.openai_chat import observe as openai_chat
+from lurus_dialects.openai_responses import observe as openai_responses
 
 Headers = Iterable[tuple[str, str]]
 

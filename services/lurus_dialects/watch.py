@@ -8,9 +8,12 @@ that cannot be read passes and is counted.
 from collections.abc import Callable
 from typing import Final
 
-from lurus_dialects import anthropic, errors, loose, openai_chat, openai_responses
+from lurus_dialects import errors, loose
 from lurus_dialects.answer import Answer
+from lurus_dialects.anthropic import observe as anthropic
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.openai_chat import observe as openai_chat
+from lurus_dialects.openai_responses import observe as openai_responses
 from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_unterminated_event, terminated
 
 _OBSERVERS: Final[dict[Dialect, Callable[[Answer, bytes, bytes], bool]]] = {

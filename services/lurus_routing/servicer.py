@@ -70,6 +70,11 @@ class RoutingServicer(RoutingServiceServicer):
         raise _not_built("StreamChat")
         yield  # type: ignore[unreachable]  # makes this a stream
 
+    async def CompleteChat(
+        self, request: chat_pb2.CompleteChatRequest, context: Any
+    ) -> chat_pb2.CompleteChatResponse:
+        raise _not_built("CompleteChat")
+
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Any
     ) -> chat_pb2.CountTokensResponse:

@@ -145,6 +145,7 @@ def requests(prefix: str, mesh: Mesh) -> dict[str, list[tuple[str, dict[str, Any
             ("ListModels", {"credentials": [mesh.key]}),
             ("ExplainRoute", {"model": "sandbox-text"}),
             ("StreamChat", {"model": "sandbox-text", "messages": [{"role": "CHAT_ROLE_USER"}]}),
+            ("CompleteChat", {"request": {"model": "m", "messages": [{"role": "CHAT_ROLE_USER"}]}}),
             ("CountTokens", {"request": {"model": "m", "messages": [{"role": "CHAT_ROLE_USER"}]}}),
             ("WatchRoutes", {}),
         ],

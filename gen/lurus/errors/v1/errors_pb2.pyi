@@ -52,6 +52,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller asked for a websocket, which is not served."""
     ERROR_REASON_CONFLICT: _ErrorReason.ValueType  # 14
     """The same id came again with another content."""
+    ERROR_REASON_UNTRANSLATABLE: _ErrorReason.ValueType  # 15
+    """The provider's dialect cannot express a part of the request; `param` in the metadata says where it stands."""
+    ERROR_REASON_PREVIOUS_RESPONSE_NOT_FOUND: _ErrorReason.ValueType  # 16
+    """The request continues an answer that no provider of ours holds."""
     ERROR_REASON_BALANCE_TOO_LOW: _ErrorReason.ValueType  # 20
     """The account's balance does not cover this request."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
@@ -123,6 +127,10 @@ ERROR_REASON_WEBSOCKET_UNSUPPORTED: ErrorReason.ValueType  # 13
 """The caller asked for a websocket, which is not served."""
 ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 14
 """The same id came again with another content."""
+ERROR_REASON_UNTRANSLATABLE: ErrorReason.ValueType  # 15
+"""The provider's dialect cannot express a part of the request; `param` in the metadata says where it stands."""
+ERROR_REASON_PREVIOUS_RESPONSE_NOT_FOUND: ErrorReason.ValueType  # 16
+"""The request continues an answer that no provider of ours holds."""
 ERROR_REASON_BALANCE_TOO_LOW: ErrorReason.ValueType  # 20
 """The account's balance does not cover this request."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21

@@ -230,21 +230,73 @@ Global___ProviderLimits: _TypeAlias = ProviderLimits  # noqa: Y015
 
 @_typing.final
 class ProviderQuirks(_message.Message):
-    """What a provider does differently from its dialect."""
+    """What a provider does differently from its dialect. All but the first matter only to requests that are translated."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NO_STREAM_OPTIONS_FIELD_NUMBER: _builtins.int
+    HAS_CUSTOM_TOOLS_FIELD_NUMBER: _builtins.int
+    HAS_MID_SYSTEM_FIELD_NUMBER: _builtins.int
+    HAS_DEVELOPER_ROLE_FIELD_NUMBER: _builtins.int
+    WANTS_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    HAS_TOOL_PARTS_FIELD_NUMBER: _builtins.int
+    WANTS_REASONING_BACK_FIELD_NUMBER: _builtins.int
+    HIDES_REASONING_FIELD_NUMBER: _builtins.int
+    HAS_EXPLICIT_CACHE_FIELD_NUMBER: _builtins.int
+    NO_AUTO_CACHE_FIELD_NUMBER: _builtins.int
+    ANTHROPIC_VERSION_FIELD_NUMBER: _builtins.int
+    DROPPED_PARAMS_FIELD_NUMBER: _builtins.int
+    NO_ADAPTIVE_THINKING_FIELD_NUMBER: _builtins.int
     no_stream_options: _builtins.bool
     """It rejects `stream_options`: usage of its streams is estimated."""
+    has_custom_tools: _builtins.bool
+    """OpenAI Chat: it knows custom tools; if not, they become functions that take a text."""
+    has_mid_system: _builtins.bool
+    """It takes system messages in mid-conversation (OpenAI's own API, new Claude models); if not, they go into a
+    user turn.
+    """
+    has_developer_role: _builtins.bool
+    """OpenAI Chat: it knows the role `developer`; if not, rules are sent as `system`."""
+    wants_max_tokens: _builtins.bool
+    """OpenAI Chat: it wants `max_tokens` and not `max_completion_tokens`."""
+    has_tool_parts: _builtins.bool
+    """OpenAI Chat: results of tools may hold images."""
+    wants_reasoning_back: _builtins.bool
+    """OpenAI Chat: it wants its `reasoning_content` back."""
+    hides_reasoning: _builtins.bool
+    """Clients of the chat dialect are not shown the model's thinking as `reasoning_content`."""
+    has_explicit_cache: _builtins.bool
+    """OpenAI: cache hints become `prompt_cache_breakpoint`."""
+    no_auto_cache: _builtins.bool
+    """Anthropic: requests without cache hints get no `cache_control`."""
+    anthropic_version: _builtins.str
+    """Anthropic: version to speak; empty means `2023-06-01`."""
+    no_adaptive_thinking: _builtins.bool
+    """Anthropic: its models know no adaptive thinking and get a budget of tokens."""
+    @_builtins.property
+    def dropped_params(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Request fields that its models refuse, such as `temperature`; they are left out and named to the client."""
+
     def __init__(
         self,
         *,
         no_stream_options: _builtins.bool = ...,
+        has_custom_tools: _builtins.bool = ...,
+        has_mid_system: _builtins.bool = ...,
+        has_developer_role: _builtins.bool = ...,
+        wants_max_tokens: _builtins.bool = ...,
+        has_tool_parts: _builtins.bool = ...,
+        wants_reasoning_back: _builtins.bool = ...,
+        hides_reasoning: _builtins.bool = ...,
+        has_explicit_cache: _builtins.bool = ...,
+        no_auto_cache: _builtins.bool = ...,
+        anthropic_version: _builtins.str = ...,
+        dropped_params: _abc.Iterable[_builtins.str] | None = ...,
+        no_adaptive_thinking: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["no_stream_options", b"no_stream_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +317,7 @@ class Model(_message.Message):
     RELEASE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EFFORTS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The name that clients send."""
     display_name: _builtins.str
@@ -289,6 +342,10 @@ class Model(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
 
+    @_builtins.property
+    def efforts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Efforts of thinking that it knows, `low` to `max`; empty means all."""
+
     def __init__(
         self,
         *,
@@ -301,10 +358,11 @@ class Model(_message.Message):
         release_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        efforts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "release_time", b"release_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "is_hidden", b"is_hidden", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "owned_by", b"owned_by", "release_time", b"release_time", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "efforts", b"efforts", "is_hidden", b"is_hidden", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "owned_by", b"owned_by", "release_time", b"release_time", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,6 +47,11 @@ class RoutingServiceStub:
                 request_serializer=lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatRequest.SerializeToString,
                 response_deserializer=lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatResponse.FromString,
                 _registered_method=True)
+        self.CompleteChat = channel.unary_unary(
+                '/lurus.routing.v1.RoutingService/CompleteChat',
+                request_serializer=lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatRequest.SerializeToString,
+                response_deserializer=lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/lurus.routing.v1.RoutingService/CountTokens',
                 request_serializer=lurus_dot_routing_dot_v1_dot_chat__pb2.CountTokensRequest.SerializeToString,
@@ -83,6 +88,13 @@ class RoutingServiceServicer:
 
     def StreamChat(self, request, context):
         """Takes a typed, dialect-free request and streams typed events. What teams call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteChat(self, request, context):
+        """The same as `StreamChat`, answered whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.StreamChat,
                     request_deserializer=lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatRequest.FromString,
                     response_serializer=lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatResponse.SerializeToString,
+            ),
+            'CompleteChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteChat,
+                    request_deserializer=lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatRequest.FromString,
+                    response_serializer=lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -206,6 +223,33 @@ class RoutingService:
             '/lurus.routing.v1.RoutingService/StreamChat',
             lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatRequest.SerializeToString,
             lurus_dot_routing_dot_v1_dot_chat__pb2.StreamChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.routing.v1.RoutingService/CompleteChat',
+            lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatRequest.SerializeToString,
+            lurus_dot_routing_dot_v1_dot_chat__pb2.CompleteChatResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class RoutingServiceStub:
     """Takes a client's own bytes and returns the provider's, translated if need be. What the edge calls."""
     StreamChat: _grpc.UnaryStreamMultiCallable[_chat_pb2.StreamChatRequest, _chat_pb2.StreamChatResponse]
     """Takes a typed, dialect-free request and streams typed events. What teams call."""
+    CompleteChat: _grpc.UnaryUnaryMultiCallable[_chat_pb2.CompleteChatRequest, _chat_pb2.CompleteChatResponse]
+    """The same as `StreamChat`, answered whole."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_chat_pb2.CountTokensRequest, _chat_pb2.CountTokensResponse]
     """Counts the input tokens of a typed request."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_routing_pb2.ListModelsRequest, _routing_pb2.ListModelsResponse]
@@ -60,6 +62,8 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """Takes a client's own bytes and returns the provider's, translated if need be. What the edge calls."""
     StreamChat: _aio.UnaryStreamMultiCallable[_chat_pb2.StreamChatRequest, _chat_pb2.StreamChatResponse]  # type: ignore[assignment]
     """Takes a typed, dialect-free request and streams typed events. What teams call."""
+    CompleteChat: _aio.UnaryUnaryMultiCallable[_chat_pb2.CompleteChatRequest, _chat_pb2.CompleteChatResponse]  # type: ignore[assignment]
+    """The same as `StreamChat`, answered whole."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_chat_pb2.CountTokensRequest, _chat_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the input tokens of a typed request."""
     ListModels: _aio.UnaryUnaryMultiCallable[_routing_pb2.ListModelsRequest, _routing_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -89,6 +93,14 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_pb2.StreamChatResponse], _abc.AsyncIterator[_chat_pb2.StreamChatResponse]]:
         """Takes a typed, dialect-free request and streams typed events. What teams call."""
+
+    @_abc_1.abstractmethod
+    def CompleteChat(
+        self,
+        request: _chat_pb2.CompleteChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.CompleteChatResponse, _abc.Awaitable[_chat_pb2.CompleteChatResponse]]:
+        """The same as `StreamChat`, answered whole."""
 
     @_abc_1.abstractmethod
     def CountTokens(

@@ -66,6 +66,14 @@ class ErrorReason(betterproto.Enum):
     CONFLICT = 14
     """The same id came again with another content."""
 
+    UNTRANSLATABLE = 15
+    """
+    The provider's dialect cannot express a part of the request; `param` in the metadata says where it stands.
+    """
+
+    PREVIOUS_RESPONSE_NOT_FOUND = 16
+    """The request continues an answer that no provider of ours holds."""
+
     BALANCE_TOO_LOW = 20
     """The account's balance does not cover this request."""
 

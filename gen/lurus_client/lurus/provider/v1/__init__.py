@@ -141,10 +141,61 @@ class ProviderLimits(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ProviderQuirks(betterproto.Message):
-    """What a provider does differently from its dialect."""
+    """
+    What a provider does differently from its dialect. All but the first matter only to requests that are translated.
+    """
 
     no_stream_options: bool = betterproto.bool_field(1)
     """It rejects `stream_options`: usage of its streams is estimated."""
+
+    has_custom_tools: bool = betterproto.bool_field(2)
+    """
+    OpenAI Chat: it knows custom tools; if not, they become functions that take a text.
+    """
+
+    has_mid_system: bool = betterproto.bool_field(3)
+    """
+    It takes system messages in mid-conversation (OpenAI's own API, new Claude models); if not, they go into a
+     user turn.
+    """
+
+    has_developer_role: bool = betterproto.bool_field(4)
+    """
+    OpenAI Chat: it knows the role `developer`; if not, rules are sent as `system`.
+    """
+
+    wants_max_tokens: bool = betterproto.bool_field(5)
+    """OpenAI Chat: it wants `max_tokens` and not `max_completion_tokens`."""
+
+    has_tool_parts: bool = betterproto.bool_field(6)
+    """OpenAI Chat: results of tools may hold images."""
+
+    wants_reasoning_back: bool = betterproto.bool_field(7)
+    """OpenAI Chat: it wants its `reasoning_content` back."""
+
+    hides_reasoning: bool = betterproto.bool_field(8)
+    """
+    Clients of the chat dialect are not shown the model's thinking as `reasoning_content`.
+    """
+
+    has_explicit_cache: bool = betterproto.bool_field(9)
+    """OpenAI: cache hints become `prompt_cache_breakpoint`."""
+
+    no_auto_cache: bool = betterproto.bool_field(10)
+    """Anthropic: requests without cache hints get no `cache_control`."""
+
+    anthropic_version: str = betterproto.string_field(11)
+    """Anthropic: version to speak; empty means `2023-06-01`."""
+
+    dropped_params: List[str] = betterproto.string_field(12)
+    """
+    Request fields that its models refuse, such as `temperature`; they are left out and named to the client.
+    """
+
+    no_adaptive_thinking: bool = betterproto.bool_field(13)
+    """
+    Anthropic: its models know no adaptive thinking and get a budget of tokens.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -177,6 +228,9 @@ class Model(betterproto.Message):
 
     update_time: datetime = betterproto.message_field(9)
     """Set by the service."""
+
+    efforts: List[str] = betterproto.string_field(10)
+    """Efforts of thinking that it knows, `low` to `max`; empty means all."""
 
 
 @dataclass(eq=False, repr=False)

@@ -43,6 +43,144 @@ class ChatRole(betterproto.Enum):
     ASSISTANT = 3
     """The model."""
 
+    DEVELOPER = 4
+    """
+    Rules for the model, by the program's author; providers without it take it for the system.
+    """
+
+    TOOL = 5
+    """Tools; the blocks are results."""
+
+
+class ChatToolKind(betterproto.Enum):
+    """Kind of a tool."""
+
+    UNSPECIFIED = 0
+    """A function."""
+
+    FUNCTION = 1
+    """Takes a JSON object."""
+
+    CUSTOM = 2
+    """Takes text, perhaps of a grammar."""
+
+    HOSTED = 3
+    """Run by the provider itself."""
+
+
+class ChatMediaKind(betterproto.Enum):
+    """Kind of a medium."""
+
+    UNSPECIFIED = 0
+    """Not stated."""
+
+    IMAGE = 1
+    """A picture."""
+
+    DOCUMENT = 2
+    """A text, a PDF or another file."""
+
+    AUDIO = 3
+    """A sound."""
+
+
+class ChatBlockKind(betterproto.Enum):
+    """Kind of a block of an answer."""
+
+    UNSPECIFIED = 0
+    """Not stated."""
+
+    TEXT = 1
+    """Text."""
+
+    THINKING = 2
+    """Thinking."""
+
+    TOOL_CALL = 3
+    """A call of a tool."""
+
+    REFUSAL = 4
+    """The model declines."""
+
+
+class ChatToolChoiceMode(betterproto.Enum):
+    """Whether the model must call a tool."""
+
+    UNSPECIFIED = 0
+    """Not stated: the model decides."""
+
+    AUTO = 1
+    """The model decides."""
+
+    ANY = 2
+    """It must call some tool."""
+
+    TOOL = 3
+    """It must call the named tool."""
+
+    NONE = 4
+    """It must not call any."""
+
+
+class ChatReasoningMode(betterproto.Enum):
+    """Whether the model thinks."""
+
+    UNSPECIFIED = 0
+    """Not stated: the model's default."""
+
+    DISABLED = 1
+    """It does not."""
+
+    ADAPTIVE = 2
+    """It decides how much, guided by the effort."""
+
+    BUDGET = 3
+    """It has a budget."""
+
+
+class ChatOutputKind(betterproto.Enum):
+    """Shape of an answer."""
+
+    UNSPECIFIED = 0
+    """Text."""
+
+    TEXT = 1
+    """Text."""
+
+    JSON_OBJECT = 2
+    """Any JSON object."""
+
+    JSON_SCHEMA = 3
+    """JSON of a schema."""
+
+
+class ChatStopKind(betterproto.Enum):
+    """Why an answer ended."""
+
+    UNSPECIFIED = 0
+    """Unknown; taken for the end of the turn."""
+
+    END_TURN = 1
+    """The turn is over."""
+
+    STOP_SEQUENCE = 2
+    """A stop sequence was met."""
+
+    TOOL_CALLS = 3
+    """Tools are to be called."""
+
+    MAX_TOKENS = 4
+    """The limit on the output was reached."""
+
+    REFUSAL = 5
+    """The model, or a filter before it, declines."""
+
+    PAUSE = 6
+    """A long turn is paused; send it back to go on."""
+
+    CONTEXT_FULL = 7
+    """The context window is full."""
+
 
 class BreakerState(betterproto.Enum):
     """State of a breaker."""
@@ -68,7 +206,7 @@ class StreamChatRequest(betterproto.Message):
     """The model."""
 
     messages: List["ChatMessage"] = betterproto.message_field(2)
-    """Oldest first."""
+    """Oldest first. System and developer messages may stand anywhere."""
 
     tools: List["ChatTool"] = betterproto.message_field(3)
     """What the model may call."""
@@ -78,6 +216,71 @@ class StreamChatRequest(betterproto.Message):
 
     temperature: Optional[float] = betterproto.double_field(5, optional=True)
     """Unset means the model's default."""
+
+    top_p: Optional[float] = betterproto.double_field(6, optional=True)
+    """Unset means the model's default."""
+
+    top_k: Optional[int] = betterproto.int64_field(7, optional=True)
+    """Unset means the model's default."""
+
+    stop_sequences: List[str] = betterproto.string_field(8)
+    """Texts at which the model stops."""
+
+    tool_choice: "ChatToolChoice" = betterproto.message_field(9)
+    """Whether and what the model must call."""
+
+    has_parallel_tool_calls: Optional[bool] = betterproto.bool_field(10, optional=True)
+    """
+    Whether several calls may come in one turn; unset means the provider's default.
+    """
+
+    reasoning: "ChatReasoning" = betterproto.message_field(11)
+    """How much the model thinks."""
+
+    output_format: "ChatOutputFormat" = betterproto.message_field(12)
+    """What shape the answer must have; unset means text."""
+
+    verbosity: str = betterproto.string_field(13)
+    """`low`, `medium` or `high`; empty means the model's default."""
+
+    service_tier: str = betterproto.string_field(14)
+    """
+    `auto`, `default`, `flex`, `priority`, `standard_only` …; empty means the provider's default.
+    """
+
+    end_user_id: str = betterproto.string_field(15)
+    """
+    Stands for the person behind the request; the dialects send it to the provider.
+    """
+
+    metadata: Dict[str, str] = betterproto.map_field(
+        16, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """For the provider's own records."""
+
+    prompt_cache_key: str = betterproto.string_field(17)
+    """
+    Requests with the same key share a prompt cache where the provider knows one.
+    """
+
+    cache_hint: "ChatCacheHint" = betterproto.message_field(18)
+    """
+    Marks the end of the request as worth caching, where the provider must be told.
+    """
+
+    previous_response_id: str = betterproto.string_field(19)
+    """State that one provider holds; translating it is refused."""
+
+    is_stored: Optional[bool] = betterproto.bool_field(20, optional=True)
+    """Whether the provider may keep the answer; unset means its default."""
+
+    top_logprobs: Optional[int] = betterproto.int64_field(21, optional=True)
+    """
+    How many alternatives of each token to list; unset means none at all.
+    """
+
+    vendor_fields: List["ChatVendorField"] = betterproto.message_field(30)
+    """What only one dialect knows, in the order of the source."""
 
 
 @dataclass(eq=False, repr=False)
@@ -89,6 +292,17 @@ class ChatMessage(betterproto.Message):
 
     blocks: List["ChatBlock"] = betterproto.message_field(2)
     """What is said."""
+
+    name: str = betterproto.string_field(3)
+    """Tells speakers of one role apart."""
+
+    vendor_fields: List["ChatVendorField"] = betterproto.message_field(4)
+    """What only one dialect knows."""
+
+    source_path: str = betterproto.string_field(5)
+    """
+    Where it stood in a client's JSON, `messages[3]`, for error messages; set by the gateway.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -104,6 +318,32 @@ class ChatBlock(betterproto.Message):
     tool_result: "ChatToolResult" = betterproto.message_field(3, group="block")
     """A tool answers."""
 
+    media: "ChatMedia" = betterproto.message_field(4, group="block")
+    """An image, a document or a sound."""
+
+    thinking: "ChatThinking" = betterproto.message_field(5, group="block")
+    """What the model thought."""
+
+    refusal: str = betterproto.string_field(6, group="block")
+    """The model declines, in its own words."""
+
+    vendor_block: "ChatVendorField" = betterproto.message_field(7, group="block")
+    """What only one dialect knows; no other provider gets it."""
+
+    cache_hint: "ChatCacheHint" = betterproto.message_field(10)
+    """Marks the prompt up to here as worth caching."""
+
+    citations: List["ChatCitation"] = betterproto.message_field(11)
+    """Sources of a text."""
+
+    vendor_fields: List["ChatVendorField"] = betterproto.message_field(12)
+    """What only one dialect knows."""
+
+    source_path: str = betterproto.string_field(13)
+    """
+    Where it stood in a client's JSON, `messages[3].content[1]`, for error messages; set by the gateway.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class ChatToolCall(betterproto.Message):
@@ -116,7 +356,15 @@ class ChatToolCall(betterproto.Message):
     """Which tool."""
 
     arguments: bytes = betterproto.bytes_field(3)
-    """JSON object."""
+    """
+    JSON object; of a custom tool, the text itself. Numbers keep all their digits.
+    """
+
+    kind: "ChatToolKind" = betterproto.enum_field(4)
+    """Which kind of tool."""
+
+    namespace: str = betterproto.string_field(5)
+    """Namespace of the tool; empty if it has none."""
 
 
 @dataclass(eq=False, repr=False)
@@ -127,10 +375,102 @@ class ChatToolResult(betterproto.Message):
     """The call that it answers."""
 
     blocks: List["ChatBlock"] = betterproto.message_field(2)
-    """What the tool says."""
+    """What the tool says: text and media."""
 
     is_error: bool = betterproto.bool_field(3)
     """Whether the tool failed."""
+
+    kind: "ChatToolKind" = betterproto.enum_field(4)
+    """Which kind of tool."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatMedia(betterproto.Message):
+    """An image, a document or a sound."""
+
+    kind: "ChatMediaKind" = betterproto.enum_field(1)
+    """Which."""
+
+    media_type: str = betterproto.string_field(2)
+    """Such as `image/png`; empty if unknown."""
+
+    data: bytes = betterproto.bytes_field(3, group="source")
+    """The bytes themselves."""
+
+    base64_data: str = betterproto.string_field(4, group="source")
+    """The bytes in base64, as a client sent them."""
+
+    url: str = betterproto.string_field(5, group="source")
+    """Where the provider finds it."""
+
+    file_id: str = betterproto.string_field(6, group="source")
+    """A file that one provider holds."""
+
+    text: str = betterproto.string_field(7, group="source")
+    """A document in plain text."""
+
+    title: str = betterproto.string_field(8)
+    """File name or title."""
+
+    detail: str = betterproto.string_field(9)
+    """`low`, `high` or `auto`; empty if not stated."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatThinking(betterproto.Message):
+    """
+    What the model thought. Of use only to the provider and model that made it.
+    """
+
+    text: str = betterproto.string_field(1)
+    """In words, perhaps a summary; empty if not shown."""
+
+    summaries: List[str] = betterproto.string_field(2)
+    """
+    Parts of a summary if there are several; `text` then joins them by a blank line.
+    """
+
+    original: bytes = betterproto.bytes_field(3)
+    """
+    The provider's own block or item with its signature, as JSON; empty if there is none.
+    """
+
+    dialect: "__usage_v1__.Dialect" = betterproto.enum_field(4)
+    """Dialect of `original`."""
+
+    provider_id: str = betterproto.string_field(5)
+    """Who made it; empty if not known to be one of ours."""
+
+    upstream_model: str = betterproto.string_field(6)
+    """The upstream model that made it; empty if unknown."""
+
+    is_redacted: bool = betterproto.bool_field(7)
+    """True if the provider hides the words."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatCitation(betterproto.Message):
+    """A source of a text."""
+
+    title: str = betterproto.string_field(1)
+    """Title of the source."""
+
+    url: str = betterproto.string_field(2)
+    """Its address."""
+
+    cited_text: str = betterproto.string_field(3)
+    """The words that are cited."""
+
+    original: "ChatVendorField" = betterproto.message_field(4)
+    """As the provider states it, JSON."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatCacheHint(betterproto.Message):
+    """Says that a prompt is worth caching up to here."""
+
+    ttl: str = betterproto.string_field(1)
+    """`5m`, `30m`, `1h` or `12h`; empty means the provider's default."""
 
 
 @dataclass(eq=False, repr=False)
@@ -138,30 +478,212 @@ class ChatTool(betterproto.Message):
     """A tool."""
 
     name: str = betterproto.string_field(1)
-    """Unique in the request."""
+    """Unique in the request, within its namespace."""
 
     description: str = betterproto.string_field(2)
     """For the model."""
 
     schema: bytes = betterproto.bytes_field(3)
-    """JSON schema of its arguments."""
+    """JSON schema of its arguments; empty means any object."""
+
+    kind: "ChatToolKind" = betterproto.enum_field(4)
+    """Which kind."""
+
+    is_strict: Optional[bool] = betterproto.bool_field(5, optional=True)
+    """
+    Whether the provider enforces the schema; unset means its dialect's default.
+    """
+
+    format: bytes = betterproto.bytes_field(6)
+    """
+    Format of a custom tool's text, as JSON `{"type":"grammar",…}`; empty means plain text.
+    """
+
+    namespace: str = betterproto.string_field(7)
+    """Groups tools; empty if it has none."""
+
+    namespace_description: str = betterproto.string_field(8)
+    """For the model."""
+
+    cache_hint: "ChatCacheHint" = betterproto.message_field(9)
+    """Marks the tools up to here as worth caching."""
+
+    hosted: "ChatVendorField" = betterproto.message_field(10)
+    """
+    A tool that the provider itself runs; only its dialect knows it. Its `name` is the tool's type.
+    """
+
+    vendor_fields: List["ChatVendorField"] = betterproto.message_field(11)
+    """What only one dialect knows."""
+
+    source_path: str = betterproto.string_field(12)
+    """
+    Where it stood in a client's JSON, `tools[3]`, for error messages; set by the gateway.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ChatToolChoice(betterproto.Message):
+    """Whether and what the model must call."""
+
+    mode: "ChatToolChoiceMode" = betterproto.enum_field(1)
+    """How."""
+
+    name: str = betterproto.string_field(2)
+    """The one tool of `CHAT_TOOL_CHOICE_MODE_TOOL`."""
+
+    namespace: str = betterproto.string_field(3)
+    """Its namespace."""
+
+    kind: "ChatToolKind" = betterproto.enum_field(4)
+    """Its kind; of a hosted tool, `name` is its type."""
+
+    allowed_names: List[str] = betterproto.string_field(5)
+    """Only these may be called; empty means all. Names as in `tools`."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatReasoning(betterproto.Message):
+    """How much the model thinks."""
+
+    mode: "ChatReasoningMode" = betterproto.enum_field(1)
+    """Whether it thinks at all."""
+
+    effort: str = betterproto.string_field(2)
+    """
+    `minimal`, `low`, `medium`, `high`, `xhigh` or `max`; empty if not stated.
+    """
+
+    budget_tokens: int = betterproto.int64_field(3)
+    """Tokens of thinking, of models that count them; 0 if not stated."""
+
+    summary: str = betterproto.string_field(4)
+    """
+    `omitted`, `auto`, `concise` or `detailed`: what of it is shown; empty if not stated.
+    """
+
+    is_sealed_form_included: bool = betterproto.bool_field(5)
+    """
+    The sealed form is to be returned, so that the next turn can send it back.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ChatOutputFormat(betterproto.Message):
+    """What shape the answer must have."""
+
+    kind: "ChatOutputKind" = betterproto.enum_field(1)
+    """Which."""
+
+    name: str = betterproto.string_field(2)
+    """Name of the schema."""
+
+    schema: bytes = betterproto.bytes_field(3)
+    """JSON schema."""
+
+    is_strict: Optional[bool] = betterproto.bool_field(4, optional=True)
+    """Whether the provider enforces it; unset means its dialect's default."""
+
+    description: str = betterproto.string_field(5)
+    """For the model."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatVendorField(betterproto.Message):
+    """What only one dialect knows."""
+
+    dialect: "__usage_v1__.Dialect" = betterproto.enum_field(1)
+    """The dialect that knows it."""
+
+    name: str = betterproto.string_field(2)
+    """Name of the field, or type of the block, item, tool or event."""
+
+    json: bytes = betterproto.bytes_field(3)
+    """Its JSON value, as it came."""
 
 
 @dataclass(eq=False, repr=False)
 class StreamChatResponse(betterproto.Message):
-    """Something happened in the answer."""
+    """
+    Something happened in the answer. Each block has a start, parts and one end; blocks may interleave.
+    """
 
     text_delta: str = betterproto.string_field(1, group="event")
-    """Text goes on."""
+    """The block's text, or its refusal, goes on."""
 
     thinking_delta: str = betterproto.string_field(2, group="event")
-    """Thinking goes on."""
+    """The block's thinking goes on."""
 
     tool_call: "ChatToolCall" = betterproto.message_field(3, group="event")
-    """A complete call of a tool."""
+    """
+    The block's call of a tool is complete and stands here whole; this ends the block.
+    """
 
     finish: "ChatFinish" = betterproto.message_field(4, group="event")
-    """The answer is finished."""
+    """
+    The answer is finished. Last, but for `usage` and `error`, which never follow it.
+    """
+
+    start: "ChatStart" = betterproto.message_field(5, group="event")
+    """The answer begins. First."""
+
+    block_start: "ChatBlockStart" = betterproto.message_field(6, group="event")
+    """A block begins."""
+
+    arguments_delta: str = betterproto.string_field(7, group="event")
+    """
+    The block's arguments go on: of a function, JSON text; of a custom tool, the text itself.
+    """
+
+    thinking_seal: "ChatThinking" = betterproto.message_field(8, group="event")
+    """The block's thinking, in the form that its provider wants back."""
+
+    citation: "ChatCitation" = betterproto.message_field(9, group="event")
+    """A source of the block's text."""
+
+    block_end: "ChatBlockEnd" = betterproto.message_field(10, group="event")
+    """A block of text, refusal or thinking ends."""
+
+    usage: "__usage_v1__.Tokens" = betterproto.message_field(11, group="event")
+    """What was used so far; each count replaces its predecessor."""
+
+    error: "ChatError" = betterproto.message_field(12, group="event")
+    """The answer breaks off. Last."""
+
+    vendor_event: "ChatVendorField" = betterproto.message_field(13, group="event")
+    """Something that only one dialect knows: an event, or a whole block."""
+
+    block_index: int = betterproto.int32_field(20)
+    """Position of the block in the answer, from 0 in the order of starts."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatStart(betterproto.Message):
+    """Begin of an answer."""
+
+    response_id: str = betterproto.string_field(1)
+    """The provider's id of the answer."""
+
+    model: str = betterproto.string_field(2)
+    """The model that answers, as the provider names it."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatBlockStart(betterproto.Message):
+    """Begin of a block."""
+
+    kind: "ChatBlockKind" = betterproto.enum_field(1)
+    """Which kind."""
+
+    tool_call: "ChatToolCall" = betterproto.message_field(2)
+    """Id, name, namespace and kind of a call; its arguments are empty."""
+
+
+@dataclass(eq=False, repr=False)
+class ChatBlockEnd(betterproto.Message):
+    """End of a block."""
+
+    pass
 
 
 @dataclass(eq=False, repr=False)
@@ -169,10 +691,77 @@ class ChatFinish(betterproto.Message):
     """End of an answer."""
 
     stop_reason: str = betterproto.string_field(1)
-    """Why."""
+    """Why, in the provider's word."""
 
     tokens: "__usage_v1__.Tokens" = betterproto.message_field(2)
     """What was used."""
+
+    kind: "ChatStopKind" = betterproto.enum_field(3)
+    """Why."""
+
+    stop_sequence: str = betterproto.string_field(4)
+    """The text that stopped it; empty if none did."""
+
+    vendor_fields: List["ChatVendorField"] = betterproto.message_field(5)
+    """What only one dialect knows."""
+
+    has_provider_tokens: bool = betterproto.bool_field(6)
+    """
+    Whether the provider stated its counts; if not, `tokens` is an estimate or empty.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ChatError(betterproto.Message):
+    """An answer that broke off."""
+
+    reason: str = betterproto.string_field(1)
+    """Value of `lurus.errors.v1.ErrorReason` without its prefix."""
+
+    message: str = betterproto.string_field(2)
+    """For people."""
+
+    http_status: int = betterproto.int32_field(3)
+    """
+    The provider's status, or the one that its error amounts to; 0 if there is none.
+    """
+
+    code: str = betterproto.string_field(4)
+    """The provider's word for it, such as `rate_limit_exceeded`."""
+
+
+@dataclass(eq=False, repr=False)
+class CompleteChatRequest(betterproto.Message):
+    """Asks for a whole answer at once."""
+
+    request: "StreamChatRequest" = betterproto.message_field(1)
+    """The chat."""
+
+
+@dataclass(eq=False, repr=False)
+class CompleteChatResponse(betterproto.Message):
+    """A whole answer."""
+
+    request_id: str = betterproto.string_field(1)
+    """Made by us."""
+
+    start: "ChatStart" = betterproto.message_field(2)
+    """Begin of the answer."""
+
+    blocks: List["ChatBlock"] = betterproto.message_field(3)
+    """What the model said, thought and called."""
+
+    finish: "ChatFinish" = betterproto.message_field(4)
+    """How it ended, and what was used."""
+
+    cost_nano_usd: int = betterproto.int64_field(5)
+    """What the account pays, in nano-USD."""
+
+    provider_id: str = betterproto.string_field(6)
+    """Who answered."""
+
+    lossy_fields: List[str] = betterproto.string_field(7)
+    """Fields that the provider's dialect could not take, such as `top_k`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -448,6 +1037,23 @@ class RoutingServiceStub(betterproto.ServiceStub):
         ):
             yield response
 
+    async def complete_chat(
+        self,
+        complete_chat_request: "CompleteChatRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "CompleteChatResponse":
+        return await self._unary_unary(
+            "/lurus.routing.v1.RoutingService/CompleteChat",
+            complete_chat_request,
+            CompleteChatResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def count_tokens(
         self,
         count_tokens_request: "CountTokensRequest",
@@ -532,6 +1138,11 @@ class RoutingServiceBase(ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamChatResponse()
 
+    async def complete_chat(
+        self, complete_chat_request: "CompleteChatRequest"
+    ) -> "CompleteChatResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def count_tokens(
         self, count_tokens_request: "CountTokensRequest"
     ) -> "CountTokensResponse":
@@ -572,6 +1183,13 @@ class RoutingServiceBase(ServiceBase):
             stream,
             request,
         )
+
+    async def __rpc_complete_chat(
+        self, stream: "grpclib.server.Stream[CompleteChatRequest, CompleteChatResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.complete_chat(request)
+        await stream.send_message(response)
 
     async def __rpc_count_tokens(
         self, stream: "grpclib.server.Stream[CountTokensRequest, CountTokensResponse]"
@@ -617,6 +1235,12 @@ class RoutingServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_STREAM,
                 StreamChatRequest,
                 StreamChatResponse,
+            ),
+            "/lurus.routing.v1.RoutingService/CompleteChat": grpclib.const.Handler(
+                self.__rpc_complete_chat,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                CompleteChatRequest,
+                CompleteChatResponse,
             ),
             "/lurus.routing.v1.RoutingService/CountTokens": grpclib.const.Handler(
                 self.__rpc_count_tokens,

@@ -1,0 +1,1 @@
+"""Anthropic Messages: what passes is observed, what is translated is read and written."""

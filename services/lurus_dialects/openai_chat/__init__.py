@@ -1,0 +1,1 @@
+"""OpenAI Chat Completions: what passes is observed, what is translated is read and written."""

@@ -1,0 +1,1 @@
+"""OpenAI Responses: what passes is observed, what is translated is read and written."""
