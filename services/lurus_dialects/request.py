@@ -239,7 +239,9 @@ def _decode_members(body: bytes) -> dict[str, msgspec.Raw]:
     except msgspec.DecodeError as error:
         found = _BYTE_IN_MESSAGE.search(str(error))
         offset = int(found[1]) if found else len(body)
-        problem = "is not valid JSON" if found else "ends before its JSON does"
+        # Half a surrogate pair near the end is reported as a body cut short, too.
+        is_cut = not found and not body.rstrip(_SPACE).endswith(b"}")
+        problem = "ends before its JSON does" if is_cut else "is not valid JSON"
         raise InvalidRequest(f"the body {problem} (byte {offset})", byte=offset) from None
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})", byte=error.start) from None

@@ -6,6 +6,7 @@ service shows it once.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,18 +18,22 @@ from lurus.billing.v1 import billing_pb2
 from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
 from lurus.provider.v1 import provider_pb2
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
+from lurus.routing.v1 import routing_pb2
+from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import AlreadyExists, NotFound
 from lurus_common.money import NANO_USD_PER_USD
 from lurus_common.rpc import error_of, open_channel
 from lurus_common.secrets import is_api_key, key_verifier
 from lurus_common.settings import Settings, SettingsError, read_settings
+from lurus_switch.connect import DEFAULT_MODEL
 from lurus_switch.embedded.data_dir import write_private
 from lurus_switch.places import FIRST_KEY_FILE
 
 if TYPE_CHECKING:
     from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
     from lurus.provider.v1.provider_pb2_grpc import ProviderServiceAsyncStub
+    from lurus.routing.v1.routing_pb2_grpc import RoutingServiceAsyncStub
 
 ACCOUNT_ID = "acct_default"
 PROVIDER_ID = "sandbox"
@@ -40,6 +45,9 @@ SANDBOX_SECRET = "sandbox-takes-any-key"  # noqa: S105
 SANDBOX_MODELS = "sandbox-*"
 SANDBOX_LEVEL = 10
 WAIT_SECONDS = 90.0
+# The mesh starts without it, if need be: another key may do.
+GATEWAY_WAIT_SECONDS = 10.0
+GATEWAY_POLL_SECONDS = 0.05
 
 
 async def bootstrap(settings: Settings) -> None:
@@ -155,10 +163,32 @@ def sandbox_provider(base_url: str) -> provider_pb2.Provider:
     )
 
 
+async def _bootstrap_and_wait(settings: Settings) -> None:
+    await bootstrap(settings)
+    key = _text_of(Path(settings.data_dir) / FIRST_KEY_FILE)
+    async with open_channel(settings.routing_address, settings.admin_token) as channel:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATEWAY_WAIT_SECONDS):
+                await _wait_until_served(RoutingServiceStub(channel), key)
+
+
+async def _wait_until_served(routing: "RoutingServiceAsyncStub", key: str) -> None:
+    """Waits until the gateway has heard of the key and of the sandbox: a newcomer's first call must work."""
+    while True:
+        try:
+            await routing.ListModels(routing_pb2.ListModelsRequest(credentials=[key]), wait_for_ready=True)
+            found = await routing.ExplainRoute(routing_pb2.ExplainRouteRequest(model=DEFAULT_MODEL))
+            if found.candidates:
+                return
+        except grpc.aio.AioRpcError:
+            pass
+        await asyncio.sleep(GATEWAY_POLL_SECONDS)
+
+
 def main() -> int:
     """Bootstraps the mesh of the environment; returns the exit code."""
     try:
-        asyncio.run(bootstrap(read_settings(os.environ)))
+        asyncio.run(_bootstrap_and_wait(read_settings(os.environ)))
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2

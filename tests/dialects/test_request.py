@@ -306,3 +306,16 @@ class TestRequestIncludeUsage:
         result = json.loads(request_include_usage(spliced(body, "a-much-longer-name")))
         assert result["model"] == "a-much-longer-name"
         assert result["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (rb'{"model":"m","messages":["\ud83d"]}', "is not valid JSON"),
+        (rb'{"model":"m","messages":["\ud83d', "ends before its JSON does"),
+        (rb'{"model":"m","messages":[1', "ends before its JSON does"),
+    ],
+)
+def test_half_a_surrogate_pair_is_not_taken_for_a_cut_body(body: bytes, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        peek(Dialect.ANTHROPIC, body)
