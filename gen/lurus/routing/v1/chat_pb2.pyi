@@ -1127,19 +1127,33 @@ class ChatStart(_message.Message):
 
     RESPONSE_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_ID_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELDS_FIELD_NUMBER: _builtins.int
     response_id: _builtins.str
     """The provider's id of the answer."""
     model: _builtins.str
     """The model that answers, as the provider names it."""
+    request_id: _builtins.str
+    """Made by us: the request's id in the log and the ledger."""
+    provider_id: _builtins.str
+    """Who answers."""
+    @_builtins.property
+    def lossy_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields that the provider's dialect could not take, such as `top_k`."""
+
     def __init__(
         self,
         *,
         response_id: _builtins.str = ...,
         model: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        provider_id: _builtins.str = ...,
+        lossy_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "response_id", b"response_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lossy_fields", b"lossy_fields", "model", b"model", "provider_id", b"provider_id", "request_id", b"request_id", "response_id", b"response_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -329,7 +329,7 @@ class ServedModel(_message.Message):
 
     @_builtins.property
     def dialects(self) -> _containers.RepeatedScalarFieldContainer[_usage_pb2.Dialect.ValueType]:
-        """Dialects in which somebody serves it."""
+        """Dialects in which somebody serves it as it is; clients of the others are served by translation."""
 
     def __init__(
         self,
@@ -423,6 +423,8 @@ class CandidateExplanation(_message.Message):
     SKIP_REASON_FIELD_NUMBER: _builtins.int
     BREAKER_FIELD_NUMBER: _builtins.int
     BENCH_DURATION_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
+    IS_TRANSLATED_FIELD_NUMBER: _builtins.int
     provider_id: _builtins.str
     """Which provider."""
     credential_id: _builtins.str
@@ -439,6 +441,12 @@ class CandidateExplanation(_message.Message):
     """Why it is skipped; empty if it is not."""
     breaker: Global___BreakerState.ValueType
     """State of its breaker."""
+    dialect: _usage_pb2.Dialect.ValueType
+    """Dialect in which it would be asked."""
+    is_translated: _builtins.bool
+    """Whether the client's dialect is another one, so that the request is translated. At the same level, candidates
+    that need no translation come first.
+    """
     @_builtins.property
     def bench_duration(self) -> _duration_pb2.Duration:
         """How long it is still benched; unset if it is not."""
@@ -455,10 +463,12 @@ class CandidateExplanation(_message.Message):
         skip_reason: _builtins.str = ...,
         breaker: Global___BreakerState.ValueType = ...,
         bench_duration: _duration_pb2.Duration | None = ...,
+        dialect: _usage_pb2.Dialect.ValueType = ...,
+        is_translated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bench_duration", b"bench_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bench_duration", b"bench_duration", "breaker", b"breaker", "credential_id", b"credential_id", "level", b"level", "provider_id", b"provider_id", "rule", b"rule", "skip_reason", b"skip_reason", "upstream_model", b"upstream_model", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bench_duration", b"bench_duration", "breaker", b"breaker", "credential_id", b"credential_id", "dialect", b"dialect", "is_translated", b"is_translated", "level", b"level", "provider_id", b"provider_id", "rule", b"rule", "skip_reason", b"skip_reason", "upstream_model", b"upstream_model", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -667,6 +667,15 @@ class ChatStart(betterproto.Message):
     model: str = betterproto.string_field(2)
     """The model that answers, as the provider names it."""
 
+    request_id: str = betterproto.string_field(3)
+    """Made by us: the request's id in the log and the ledger."""
+
+    provider_id: str = betterproto.string_field(4)
+    """Who answers."""
+
+    lossy_fields: List[str] = betterproto.string_field(5)
+    """Fields that the provider's dialect could not take, such as `top_k`."""
+
 
 @dataclass(eq=False, repr=False)
 class ChatBlockStart(betterproto.Message):
@@ -923,7 +932,9 @@ class ServedModel(betterproto.Message):
     """When it appeared; unset if unknown."""
 
     dialects: List["__usage_v1__.Dialect"] = betterproto.enum_field(7)
-    """Dialects in which somebody serves it."""
+    """
+    Dialects in which somebody serves it as it is; clients of the others are served by translation.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -983,6 +994,15 @@ class CandidateExplanation(betterproto.Message):
 
     bench_duration: timedelta = betterproto.message_field(9)
     """How long it is still benched; unset if it is not."""
+
+    dialect: "__usage_v1__.Dialect" = betterproto.enum_field(10)
+    """Dialect in which it would be asked."""
+
+    is_translated: bool = betterproto.bool_field(11)
+    """
+    Whether the client's dialect is another one, so that the request is translated. At the same level, candidates
+     that need no translation come first.
+    """
 
 
 @dataclass(eq=False, repr=False)
