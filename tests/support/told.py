@@ -38,6 +38,11 @@ class Told:
         """All calls."""
         return [block for block in self.blocks if block[0] in ("tool", "custom")]
 
+    def assert_arguments(self) -> None:
+        """Fails if the arguments of a function are no JSON object."""
+        if self.is_complete:
+            assert all(isinstance(json.loads(b[3]), dict) for b in self.blocks if b[0] == "tool")
+
 
 def event_json(name: str, data: bytes) -> dict[str, Any]:
     """Returns an event's data; fails if its name is another one or a lone surrogate is in it."""
