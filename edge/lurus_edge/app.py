@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lurus_common.errors import InternalError, LurusError, MethodNotAllowed, PathNotFound
 from lurus_common.ids import new_id
@@ -54,8 +54,11 @@ class EdgeApp(FastAPI):
 
         async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
             # The raw path: one that is spelled with escapes is another path.
-            application = llm_routes.get(scope.get("raw_path", b""), others)
-            await application(scope, receive, send)
+            llm_route = llm_routes.get(scope.get("raw_path", b""))
+            if llm_route is not None:
+                await llm_route(scope, receive, send)
+            else:
+                await others(scope, receive, _with_request_id(send))
 
         return dispatch
 
@@ -88,6 +91,21 @@ def _llm_routes(relays: Relays) -> dict[bytes, ASGIApp]:
         route = relays.route(dialect, path)
         routes[path.encode()] = routes[path.removeprefix("/v1").encode()] = route
     return routes
+
+
+def _with_request_id(send: Send) -> Send:
+    """Returns `send` for answers that carry an id, theirs or a new one (wire-contract G8)."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if not any(name == b"request-id" for name, _ in headers):
+                request_id = new_id("req").encode()
+                headers += [(b"request-id", request_id), (b"x-request-id", request_id)]
+            message["headers"] = headers
+        await send(message)
+
+    return send_with_id
 
 
 def _add_models(app: FastAPI, models: Models) -> None:

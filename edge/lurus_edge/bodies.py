@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final
 
+import brotli
+
 from lurus_common.errors import EncodingInvalid, EncodingUnsupported, RequestTooLarge
 from lurus_edge.departure import ClientGone
 
@@ -16,7 +18,7 @@ else:
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-# Decoded at once; larger steps would hold up the other connections.
+# Decoded at once, give or take the block of a coding; larger steps would hold up the other connections.
 STEP_BYTES = 256 * 1024
 # A body may grow this much, and always to this size: beyond it is a bomb.
 MAX_GROWTH = 20
@@ -70,13 +72,27 @@ class _ZstdInflater:
             yield self._inflater.decompress(b"", STEP_BYTES)
 
 
-Decoder = _Inflater | _ZstdInflater
+class _BrotliInflater:
+    def __init__(self) -> None:
+        # Windows over 16 MiB are an extension (RFC 9841), which it refuses.
+        self._inflater = brotli.Decompressor()
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._inflater.is_finished())
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        # It takes no more input before all output is fetched, and says so by an empty piece only.
+        while piece := self._inflater.process(data, output_buffer_limit=STEP_BYTES):
+            yield piece
+            data = b""
+
+
+Decoder = _Inflater | _ZstdInflater | _BrotliInflater
 
 
 def decoder_of(content_coding: bytes) -> Decoder | None:
     """Returns what decodes a body, None for a plain one.
-
-    Brotli is not offered: no package for it is among our dependencies.
 
     Raises:
         EncodingUnsupported: for every other coding, and for more than one.
@@ -90,7 +106,9 @@ def decoder_of(content_coding: bytes) -> Decoder | None:
             return _Inflater(zlib.MAX_WBITS)
         case b"zstd":
             return _ZstdInflater()
-    raise EncodingUnsupported("the content encoding must be gzip, deflate, zstd or none")
+        case b"br":
+            return _BrotliInflater()
+    raise EncodingUnsupported("the content encoding must be gzip, deflate, br, zstd or none")
 
 
 async def read_body(
@@ -151,8 +169,8 @@ async def _decode(
                 )
             hold(len(piece))
             chunks.append(piece)
-            if len(piece) == STEP_BYTES:
+            if len(piece) >= STEP_BYTES:
                 await asyncio.sleep(0)
-    except (zlib.error, zstd.ZstdError, EOFError) as error:
+    except (zlib.error, zstd.ZstdError, brotli.error, EOFError) as error:
         raise EncodingInvalid("the body is not what its content encoding says") from error
     return size

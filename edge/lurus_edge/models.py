@@ -11,7 +11,6 @@ from starlette.responses import Response
 from lurus.routing.v1.routing_pb2 import ListModelsRequest, ServedModel
 from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
 from lurus_common.errors import InvalidRequest, ModelNotFound
-from lurus_common.ids import new_id
 from lurus_common.rpc import UNARY_DEADLINE_SECONDS
 from lurus_dialects.dialect import Dialect
 from lurus_edge.inbound import read_headers
@@ -123,6 +122,4 @@ def _openai_model(model: ServedModel) -> dict[str, Any]:
 
 
 def _json(value: object) -> Response:
-    request_id = new_id("req")
-    headers = {"request-id": request_id, "x-request-id": request_id}
-    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
+    return Response(msgspec.json.encode(value), media_type="application/json")

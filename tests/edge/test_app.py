@@ -180,7 +180,9 @@ class TestProbes:
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     @pytest.mark.parametrize("path", ["/", "/api/hello", "/health", "/ready"])
     async def test_h20_probes_need_no_key(self, edge: Any, method: str, path: str) -> None:
-        assert (await edge.call(method, path))[0] == 200
+        status, headers, _ = await edge.call(method, path)
+        assert status == 200
+        assert headers["request-id"] == headers["x-request-id"] != ""
 
     async def test_metrics_are_exposed(self, edge: Any) -> None:
         await edge.call("POST", "/v1/messages", json={}, headers=KEY)

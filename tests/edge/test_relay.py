@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 import anthropic
+import brotli
 import openai
 import pytest
 from backports import zstd
@@ -22,6 +23,7 @@ from lurus_common.errors import (
     UpstreamFailed,
 )
 from lurus_dialects.dialect import Dialect
+from lurus_edge.bodies import STEP_BYTES, decoder_of
 
 pytestmark = pytest.mark.anyio
 
@@ -266,6 +268,7 @@ class TestBodies:
             ("deflate", zlib.compress(BODY)),
             ("deflate", zlib.compress(BODY, wbits=-15)),
             ("zstd", zstd.compress(BODY)),
+            ("br", brotli.compress(BODY)),
             ("identity", BODY),
         ],
     )
@@ -277,7 +280,7 @@ class TestBodies:
         assert edge.routing.requests[0].body == BODY
         assert "content-encoding" not in edge.routing.headers()
 
-    @pytest.mark.parametrize("coding", ["compress", "br", "gzip, gzip", "x"])
+    @pytest.mark.parametrize("coding", ["compress", "gzip, gzip", "br, gzip", "x"])
     async def test_h13_other_codings_are_refused(self, edge: Any, coding: str) -> None:
         headers = {**JSON, "content-encoding": coding}
         status, _, body = await edge.call("POST", MESSAGES, data=BODY, headers=headers)
@@ -297,6 +300,9 @@ class TestBodies:
             ("zstd", b"garbage"),
             ("zstd", zstd.compress(BODY)[:-2]),
             ("zstd", zstd.compress(BODY) * 2),
+            ("br", b"garbage"),
+            ("br", brotli.compress(BODY)[:-2]),
+            ("br", brotli.compress(BODY) + b"more"),
         ],
     )
     async def test_h14_undecodable_bodies_are_refused(self, edge: Any, coding: str, encoded: bytes) -> None:
@@ -315,15 +321,32 @@ class TestBodies:
             assert kind == "request_too_large"
         assert edge.routing.requests == []
 
-    @pytest.mark.parametrize("coding", ["gzip", "zstd"])
+    @pytest.mark.parametrize("coding", ["gzip", "zstd", "br"])
     async def test_b19_a_bomb_is_refused_at_the_limit(self, edge: Any, coding: str) -> None:
-        compress = gzip.compress if coding == "gzip" else zstd.compress
+        compress = {"gzip": gzip.compress, "zstd": zstd.compress, "br": brotli.compress}[coding]
         bomb = compress(b" " * 50_000_000)
         headers = {**JSON, "content-encoding": coding}
         for path, expected in ((MESSAGES, 413), (RESPONSES, 400)):
             status, _, _ = await edge.call("POST", path, data=bomb, headers=headers)
             assert status == expected
         assert edge.routing.requests == []
+
+    @pytest.mark.parametrize(
+        "decoder", [b"gzip", b"deflate", b"br", b"zstd"], ids=["gzip", "deflate", "br", "zstd"]
+    )
+    def test_b19_no_step_of_a_bomb_is_large(self, decoder: bytes) -> None:
+        bomb = {
+            b"gzip": gzip.compress,
+            b"deflate": zlib.compress,
+            b"br": brotli.compress,
+            b"zstd": zstd.compress,
+        }[decoder](b" " * 50_000_000)
+        found = decoder_of(decoder)
+        assert found is not None
+        sizes = [len(piece) for piece in found.pieces(bomb)]
+        assert sum(sizes) == 50_000_000
+        assert max(sizes) <= 2 * STEP_BYTES
+        assert found.is_complete
 
     async def test_b19_growth_is_bounded_as_well(self, make_edge: Any) -> None:
         async with make_edge(max_body_bytes=32 << 20) as edge:
