@@ -113,6 +113,33 @@ def to_upstream(dialect: Dialect, headers: Headers) -> list[tuple[str, str]]:
     return passed
 
 
+def to_other_dialect(
+    dialect: Dialect, *, is_streaming: bool, anthropic_version: str = ""
+) -> list[tuple[str, str]]:
+    """Returns the headers of a request that was translated into `dialect`.
+
+    None of the client's: they speak of its own dialect, its program and its
+    sessions, which are nobody's business at another vendor.
+    """
+    accept = "text/event-stream" if is_streaming else "application/json"
+    headers = [
+        ("content-type", "application/json"),
+        ("accept", accept),
+        ("accept-encoding", "identity"),
+        ("user-agent", "lurus-switch"),
+    ]
+    if dialect is Dialect.ANTHROPIC:
+        headers.append(("anthropic-version", anthropic_version or DEFAULT_ANTHROPIC_VERSION))
+    return headers
+
+
+def of_translated_answer(headers: Headers, *, is_streaming: bool) -> list[tuple[str, str]]:
+    """Returns the headers that a client gets with a provider's answer in another dialect."""
+    kind = "text/event-stream; charset=utf-8" if is_streaming else "application/json"
+    found = upstream_request_id(headers)
+    return [("content-type", kind), *([("x-lurus-upstream-request-id", found)] if found else [])]
+
+
 def to_client(headers: Headers) -> list[tuple[str, str]]:
     """Returns those of a provider's headers that a client gets, names in lower case.
 

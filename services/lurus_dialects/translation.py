@@ -13,6 +13,7 @@ from lurus.provider.v1.provider_pb2 import ProviderQuirks
 from lurus.routing.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import Untranslatable
+from lurus_common.money import Tokens
 from lurus_dialects.dialect import Dialect
 
 # Names of lost fields in a header: nobody reads more, and a header has its limits.
@@ -160,3 +161,16 @@ class AnswerWriter(Protocol):
     def error(self, reason: str, message: str, request_id: str) -> bytes:
         """Returns the event that ends a begun stream which cannot be completed."""
         ...
+
+
+def set_tokens(message: usage_pb2.Tokens, tokens: Tokens) -> None:
+    """Copies counts into an empty message, explicit zeros included."""
+    message.input = tokens.input
+    message.cache_read = tokens.cache_read
+    message.cache_write_5m = tokens.cache_write_5m
+    message.cache_write_30m = tokens.cache_write_30m
+    message.cache_write_1h = tokens.cache_write_1h
+    message.cache_write_12h = tokens.cache_write_12h
+    message.output = tokens.output
+    message.reasoning = tokens.reasoning
+    message.SetInParent()  # explicit zeros are a statement too

@@ -4,15 +4,20 @@ The wording of a provider's refusal is kept byte for byte: Claude Code repairs
 its request by reading it. What concerns our own credential is never shown.
 """
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from lurus_common import errors as reasons
+from lurus_common.errors import LurusError, UpstreamFailed
 from lurus_dialects import loose
 from lurus_dialects.anthropic import observe as anthropic
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.errors import HttpError, error_headers, http_error
-from lurus_dialects.headers import to_client
+from lurus_dialects.headers import to_client, upstream_request_id
 from lurus_dialects.openai_chat import observe as openai_chat
 from lurus_dialects.openai_responses import observe as openai_responses
 
@@ -57,6 +62,30 @@ _STREAM_STATUSES: Final = {
 }
 
 
+# How vendors and common servers say that a prompt does not fit, with the numbers if they tell them.
+MAX_MESSAGE_CHARACTERS = 2000
+_TOO_LONG_CODES: Final = frozenset({"context_length_exceeded", "context_window_exceeded"})
+_TOO_LONG_WORDS: Final = re.compile(
+    r"prompt is too long|input is too long|maximum context length|context[ _]length[ _]exceeded"
+    r"|exceed(?:s|ed)? (?:the )?context|context window",
+    re.IGNORECASE,
+)
+_TOKENS_AND_MAXIMUM: Final = (
+    re.compile(r"(?P<tokens>\d+) tokens > (?P<maximum>\d+) maximum"),
+    re.compile(r"exceed context limit: (?P<tokens>\d+) \+ \d+ > (?P<maximum>\d+)"),
+    re.compile(
+        r"maximum context length is (?P<maximum>\d+) tokens.*?"
+        r"(?:resulted in|requested(?: about)?|contains?(?: at least)?|has) (?P<tokens>\d+)",
+        re.DOTALL,
+    ),
+)
+_ERRORS: Final = {
+    kind.reason: kind
+    for kind in vars(reasons).values()
+    if isinstance(kind, type) and issubclass(kind, LurusError)
+}
+
+
 class FailureClass(StrEnum):
     """What to do after a failed attempt (design §6)."""
 
@@ -94,6 +123,66 @@ def stream_error_status(error_body: bytes) -> int:
         if status is not None:
             return status
     return 502
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A provider's failure in the words of `lurus.errors.v1`, which every dialect can express."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def error(self) -> LurusError:
+        """Returns it as an exception, for callers over gRPC."""
+        return _ERRORS.get(self.reason, UpstreamFailed)(self.message, **self.metadata)
+
+
+def report(status: int, body: bytes, headers: Headers = (), retry_after_seconds: float = math.inf) -> Report:
+    """Returns what a provider's error means, whatever its dialect (wire-contract C.5).
+
+    Its words are kept where they speak of the client's request; what they say
+    of the provider's own state may name accounts of ours.
+    """
+    error = _error_fields(body)
+    kind = failure_class(status, body, headers)
+    if kind is FailureClass.CREDENTIAL:
+        return Report("UPSTREAM_CREDENTIAL_REJECTED", "the provider refused the gateway's credential")
+    message = loose.text_of(error, "message")[:MAX_MESSAGE_CHARACTERS]
+    if 400 <= status < 500 and status != 429 and _is_too_long(error, message):
+        return Report("CONTEXT_TOO_LONG", message or "the prompt is too long", _size(message))
+    if kind is FailureClass.MODEL:
+        return Report("MODEL_NOT_FOUND", "the provider does not have this model")
+    wait = {"retry_after_seconds": f"{retry_after_seconds:g}"} if math.isfinite(retry_after_seconds) else {}
+    if status == 429:
+        return Report("RATE_LIMITED", "the provider takes no more requests at the moment", wait)
+    if status in (503, 529):
+        return Report("OVERLOADED", "the provider is overloaded", wait)
+    if status in (408, 504):
+        return Report("UPSTREAM_TIMEOUT", "the provider did not answer in time")
+    if status == 413:
+        return Report("REQUEST_TOO_LARGE", message or "the request is too large for the provider")
+    if kind is FailureClass.CALLER:
+        reason = "NOT_FOUND" if status == 404 else "INVALID_REQUEST"
+        return Report(reason, message or "the provider refused the request")
+    return Report("UPSTREAM_FAILED", "the provider failed to answer")
+
+
+def translated_error(
+    dialect: Dialect,
+    status: int,
+    headers: Headers,
+    body: bytes,
+    request_id: str,
+    retry_after_seconds: float = math.inf,
+) -> HttpError:
+    """Returns what a client is told of an error of a provider of another dialect."""
+    given = list(headers)
+    found = report(status, body, given, retry_after_seconds)
+    shown = http_error(dialect, found.reason, found.message, found.metadata, request_id)
+    if upstream_id := upstream_request_id(given):
+        shown.headers.append(("x-lurus-upstream-request-id", upstream_id))
+    return shown
 
 
 def upstream_error(
@@ -137,3 +226,14 @@ def _is_about_model(error: dict[str, Any]) -> bool:
         return True
     is_not_found = loose.text_of(error, "type") == "not_found_error"
     return is_not_found and loose.text_of(error, "message").lower().startswith("model")
+
+
+def _is_too_long(error: dict[str, Any], message: str) -> bool:
+    words = {loose.text_of(error, "type"), loose.text_of(error, "code")}
+    return bool(words & _TOO_LONG_CODES) or _TOO_LONG_WORDS.search(message) is not None
+
+
+def _size(message: str) -> dict[str, str]:
+    """How long the prompt is and may be, as far as the provider tells."""
+    found = next((match for words in _TOKENS_AND_MAXIMUM if (match := words.search(message))), None)
+    return found.groupdict() if found else {}

@@ -16,7 +16,7 @@ from lurus_dialects.openai_chat import observe as openai_chat
 from lurus_dialects.openai_responses import observe as openai_responses
 from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_unterminated_event, terminated
 
-_OBSERVERS: Final[dict[Dialect, Callable[[Answer, bytes, bytes], bool]]] = {
+OBSERVERS: Final[dict[Dialect, Callable[[Answer, bytes, bytes], bool]]] = {
     Dialect.ANTHROPIC: anthropic.observe_event,
     Dialect.OPENAI_CHAT: openai_chat.observe_event,
     Dialect.OPENAI_RESPONSES: openai_responses.observe_event,
@@ -40,7 +40,7 @@ class StreamWatcher(Answer):
     ) -> None:
         super().__init__(dialect)
         self._parser = SseParser(maximum_event_bytes)
-        self._observe = _OBSERVERS[dialect]
+        self._observe = OBSERVERS[dialect]
         self._strips_usage = strip_usage_chunk and dialect is Dialect.OPENAI_CHAT
         self._has_id = False
 

@@ -1,9 +1,10 @@
 """Asks candidates in turn until one answers. After the first event nobody else is asked."""
 
 import math
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -11,22 +12,34 @@ from aiohttp import ClientResponse, ClientSession
 
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import (
+    InvalidRequest,
     LurusError,
     NoHealthyProvider,
+    Untranslatable,
     UpstreamCredentialRejected,
     UpstreamFailed,
     UpstreamTimeout,
 )
-from lurus_dialects import loose
-from lurus_dialects.body import body_usage
+from lurus_dialects import loose, translate
+from lurus_dialects.body import BodyUsage, body_usage
+from lurus_dialects.counting import count_answer
 from lurus_dialects.dialect import Dialect
-from lurus_dialects.headers import to_client, upstream_request_id
-from lurus_dialects.upstream_errors import FailureClass, failure_class, stream_error_status, upstream_error
+from lurus_dialects.headers import of_translated_answer, to_client, upstream_request_id
+from lurus_dialects.translated import TranslatedStream, TypedWriter, state_tokens, typed_body
+from lurus_dialects.upstream_errors import (
+    FailureClass,
+    failure_class,
+    report,
+    stream_error_status,
+    translated_error,
+    upstream_error,
+)
 from lurus_dialects.watch import StreamWatcher
 from lurus_routing import metrics
 from lurus_routing.call import Call, duration
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Health, Permit
+from lurus_routing.outgoing import Outgoing, Prepared, Translation
 from lurus_routing.upstream import (
     MAX_BODY_BYTES,
     ConnectionLost,
@@ -39,6 +52,9 @@ from lurus_routing.upstream import (
 
 MAX_ATTEMPTS = 3
 EVENT_STREAM = "text/event-stream"
+MAX_LOSSY_PATH_CHARACTERS = 128
+MAX_LOSSY_CHARACTERS = 2000
+_ODD = re.compile(r"[^!-+\--~]")
 
 
 @dataclass(slots=True)
@@ -49,7 +65,7 @@ class Answered:
     headers: list[tuple[str, str]]
     body: bytes
     # Set for a stream only; its response is the call's then.
-    watcher: StreamWatcher | None = None
+    watcher: StreamWatcher | TranslatedStream | None = None
 
 
 @dataclass(slots=True)
@@ -61,29 +77,13 @@ class _Failure:
     status: int = 0
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
+    # Of the provider.
+    dialect: Dialect | None = None
 
     @property
     def retry_after_seconds(self) -> float:
         """What the provider asks to wait; infinite if it says nothing."""
         return _retry_after(self.headers, time.time())
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What is sent, whoever it is sent to; the model's name is put in for each candidate."""
-
-    dialect: Dialect
-    target: str
-    headers: list[tuple[str, str]]
-    is_streaming: bool
-    strips_usage: bool
-    total_seconds: float
-    # Count requests tell nothing about a model's health and are never charged.
-    counts_only: bool = False
-
-
-# Gives the body for a candidate: the client's bytes with the model's name replaced.
-BodyFor = Callable[[Candidate], bytes]
 
 
 class Attempts:
@@ -93,24 +93,31 @@ class Attempts:
         self._session = session
         self._health = health
 
-    async def answer(self, call: Call, outgoing: Outgoing, bodies: BodyFor) -> Answered:
+    async def answer(self, call: Call, outgoing: Outgoing) -> Answered:
         """Returns the first answer, or a candidate's refusal in a form that the client may see.
 
         Raises:
             UpstreamFailed, UpstreamTimeout, UpstreamCredentialRejected: nobody answered.
             NoHealthyProvider: since the plan was made, every candidate has fallen ill.
+            Untranslatable, InvalidRequest: nobody else can be asked this.
         """
         failures: list[_Failure] = []
+        refusal: LurusError | None = None
         queue = deque(call.plan.candidates)
         has_retried = False
         while queue and len(call.attempts) < MAX_ATTEMPTS:
             candidate = queue.popleft()
+            try:
+                prepared = outgoing.prepare(candidate)
+            except (Untranslatable, InvalidRequest) as error:
+                refusal = refusal or error
+                continue
             permit = self._health.begin(candidate, time.monotonic(), call.plan.is_last_resort)
             if permit is None:
                 continue
             if failures:
                 metrics.FAILOVERS.labels(call.attempts[-1].provider_id).inc()
-            outcome = await self._attempt(call, candidate, permit, outgoing, bodies)
+            outcome = await self._attempt(call, candidate, permit, outgoing, prepared)
             if isinstance(outcome, Answered):
                 return outcome
             failures.append(outcome)
@@ -120,9 +127,11 @@ class Attempts:
                 # A pooled connection that the provider had closed: it never saw the request.
                 has_retried = True
                 queue.append(candidate)
-        return self._refusal(call, outgoing.dialect, failures)
+        if refusal is not None and not failures:
+            raise refusal
+        return self._refusal(call, outgoing.client, failures)
 
-    def _refusal(self, call: Call, dialect: Dialect, failures: Sequence[_Failure]) -> Answered:
+    def _refusal(self, call: Call, client: Dialect | None, failures: Sequence[_Failure]) -> Answered:
         if not failures:
             raise no_healthy_provider(self._health, call.plan.candidates, call.plan.is_last_resort)
         failure = failures[-1]
@@ -135,11 +144,18 @@ class Attempts:
         if not failure.status:
             failure.error.metadata["attempt_count"] = str(len(call.attempts))
             raise failure.error
-        shown = upstream_error(dialect, failure.status, failure.headers, failure.body, call.request_id)
+        status, headers, body = failure.status, failure.headers, failure.body
+        if client is None:
+            raise report(status, body, headers, failure.retry_after_seconds).error()
+        if failure.dialect is client:
+            shown = upstream_error(client, status, headers, body, call.request_id)
+        else:
+            wait = failure.retry_after_seconds
+            shown = translated_error(client, status, headers, body, call.request_id, wait)
         return Answered(shown.status, shown.headers, shown.body)
 
     async def _attempt(
-        self, call: Call, candidate: Candidate, permit: Permit, outgoing: Outgoing, bodies: BodyFor
+        self, call: Call, candidate: Candidate, permit: Permit, outgoing: Outgoing, prepared: Prepared
     ) -> Answered | _Failure:
         started = time.monotonic()
         call.candidate, call.permit = candidate, permit
@@ -150,16 +166,22 @@ class Attempts:
         )
         call.attempts.append(attempt)
         # Cancelled in here, the call ends its permit and closes its response itself.
-        outcome = await self._try(call, candidate, outgoing, bodies(candidate), attempt)
+        outcome = await self._try(call, candidate, outgoing, prepared, attempt)
         attempt.total_duration.CopyFrom(duration(time.monotonic() - started))
         self._report(candidate, permit, outgoing, outcome)
         if isinstance(outcome, _Failure):
             attempt.error_reason = outcome.error.reason
+            outcome.dialect = prepared.dialect
             self._health.end(permit)
         return outcome
 
     async def _try(
-        self, call: Call, candidate: Candidate, outgoing: Outgoing, body: bytes, attempt: usage_pb2.Attempt
+        self,
+        call: Call,
+        candidate: Candidate,
+        outgoing: Outgoing,
+        prepared: Prepared,
+        attempt: usage_pb2.Attempt,
     ) -> Answered | _Failure:
         started = time.monotonic()
         # A plain answer may take minutes before its first byte.
@@ -171,15 +193,15 @@ class Attempts:
             call.response = response = await send(
                 self._session,
                 candidate,
-                outgoing.dialect,
-                outgoing.target,
-                outgoing.headers,
-                body,
+                prepared.dialect,
+                prepared.target,
+                prepared.headers,
+                prepared.body,
                 deadline,
                 call.alarm,
             )
             attempt.http_status = response.status
-            outcome = await self._read_begin(call, candidate, outgoing, response, deadline)
+            outcome = await self._read_begin(call, candidate, outgoing, prepared, response, deadline)
         except LurusError as error:
             outcome = _Failure(FailureClass.TRANSIENT, error)
         if isinstance(outcome, _Failure) or outcome.watcher is None:
@@ -190,18 +212,24 @@ class Attempts:
         return outcome
 
     async def _read_begin(
-        self, call: Call, candidate: Candidate, outgoing: Outgoing, response: ClientResponse, deadline: float
+        self,
+        call: Call,
+        candidate: Candidate,
+        outgoing: Outgoing,
+        prepared: Prepared,
+        response: ClientResponse,
+        deadline: float,
     ) -> Answered | _Failure:
         headers = header_pairs(response.headers.items())
         call.upstream_request_id = upstream_request_id(headers)
         if not 200 <= response.status < 300:
             return _refused(response.status, headers, await read_error(response, call.alarm))
         if outgoing.is_streaming and response.content_type == EVENT_STREAM:
-            return await _begin_stream(call, outgoing, response, headers, deadline)
+            return await _begin_stream(call, outgoing, prepared, response, headers, deadline)
         body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES, call.alarm)
         if outgoing.counts_only:
-            return _counted(response.status, headers, body)
-        return _whole(call, outgoing, response.status, headers, body)
+            return _counted(prepared, response.status, headers, body)
+        return _whole(call, outgoing, prepared, response.status, headers, body)
 
     def _report(
         self, candidate: Candidate, permit: Permit, outgoing: Outgoing, outcome: Answered | _Failure
@@ -237,11 +265,12 @@ def no_healthy_provider(
 async def _begin_stream(
     call: Call,
     outgoing: Outgoing,
+    prepared: Prepared,
     response: ClientResponse,
     headers: list[tuple[str, str]],
     deadline: float,
 ) -> Answered | _Failure:
-    watcher = StreamWatcher(outgoing.dialect, outgoing.strips_usage)
+    watcher = _watcher(call, outgoing, prepared)
     released = b""
     while not released:
         chunk = await read_chunk(response, deadline, call.alarm)
@@ -252,7 +281,35 @@ async def _begin_stream(
         status = stream_error_status(watcher.error_body)
         return _refused(status, headers, watcher.error_body)
     call.answer = watcher
-    return Answered(response.status, to_client(headers), released, watcher)
+    passed = _shown_headers(call, prepared, headers, is_streaming=True)
+    return Answered(response.status, passed, released, watcher)
+
+
+def _watcher(call: Call, outgoing: Outgoing, prepared: Prepared) -> StreamWatcher | TranslatedStream:
+    translation = prepared.translation
+    if translation is None:
+        return StreamWatcher(prepared.dialect, outgoing.strips_usage)
+    asked, client = translation.asked, translation.client
+    return TranslatedStream(
+        prepared.dialect,
+        translate.stream_reader(prepared.dialect, translation.written.tool_names),
+        TypedWriter() if client is None else translate.stream_writer(client, asked),
+        call.request_id,
+        asked.estimated_input_tokens,
+    )
+
+
+def _shown_headers(
+    call: Call, prepared: Prepared, headers: list[tuple[str, str]], *, is_streaming: bool
+) -> list[tuple[str, str]]:
+    """The provider's headers that the client gets, and which fields were lost."""
+    if prepared.translation is None:
+        return to_client(headers)
+    call.lossy_fields = prepared.translation.lossy_fields
+    passed = of_translated_answer(headers, is_streaming=is_streaming)
+    if lossy := lossy_header(call.lossy_fields):
+        passed.append(("x-lurus-lossy", lossy))
+    return passed
 
 
 def _refused(status: int, headers: list[tuple[str, str]], body: bytes) -> _Failure:
@@ -264,22 +321,56 @@ def _refused(status: int, headers: list[tuple[str, str]], body: bytes) -> _Failu
 
 
 def _whole(
-    call: Call, outgoing: Outgoing, status: int, headers: list[tuple[str, str]], body: bytes
+    call: Call,
+    outgoing: Outgoing,
+    prepared: Prepared,
+    status: int,
+    headers: list[tuple[str, str]],
+    body: bytes,
 ) -> Answered | _Failure:
-    found = body_usage(outgoing.dialect, body)
+    found = body_usage(prepared.dialect, body)
     if found.is_error:
         return _refused(stream_error_status(found.error_body), headers, body)
     if not found.is_answer or outgoing.is_streaming:
         # A stream was asked for: one object instead would leave the client waiting for its events.
         return _nonsense(headers)
+    if prepared.translation is not None:
+        translated = _translated_body(prepared.dialect, prepared.translation, found, body)
+        if translated is None:
+            return _nonsense(headers)
+        body = translated
     call.answer = found
-    return Answered(status, to_client(headers), body)
+    return Answered(status, _shown_headers(call, prepared, headers, is_streaming=False), body)
 
 
-def _counted(status: int, headers: list[tuple[str, str]], body: bytes) -> Answered | _Failure:
+def _translated_body(
+    dialect: Dialect, translation: Translation, found: BodyUsage, body: bytes
+) -> bytes | None:
+    """Returns a provider's answer as the client's, None if it is none after all."""
+    events = translate.read_body(dialect, body, translation.written.tool_names)
+    if not events or not events[-1].HasField("finish"):
+        return None
+    state_tokens(events[-1].finish, found, translation.asked.estimated_input_tokens)
+    if translation.client is None:
+        return typed_body(events)
+    return translate.write_body(translation.client, events, translation.asked)
+
+
+def lossy_header(paths: Sequence[str]) -> str:
+    """Returns the value of `x-lurus-lossy`. A client's own words may be in it: what is odd is replaced."""
+    plain = [_ODD.sub("?", path)[:MAX_LOSSY_PATH_CHARACTERS] for path in paths]
+    return ",".join(plain)[:MAX_LOSSY_CHARACTERS]
+
+
+def _counted(
+    prepared: Prepared, status: int, headers: list[tuple[str, str]], body: bytes
+) -> Answered | _Failure:
     count = loose.decode(body)
     if not isinstance(count, dict) or not isinstance(count.get("input_tokens"), int):
         return _nonsense(headers)
+    if prepared.translation is not None:
+        body = count_answer(prepared.translation.client, count["input_tokens"])
+        return Answered(status, of_translated_answer(headers, is_streaming=False), body)
     return Answered(status, to_client(headers), body)
 
 

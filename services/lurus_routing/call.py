@@ -18,6 +18,7 @@ from lurus_common.ids import new_id
 from lurus_common.money import Tokens, cost
 from lurus_dialects.answer import Answer
 from lurus_dialects.request import Peek
+from lurus_dialects.translation import set_tokens
 from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Permit
@@ -44,14 +45,14 @@ _FAILED = frozenset(
 class Call:
     """One request. Filled in as it goes on; `event` may be asked for at any moment."""
 
-    def __init__(self, request: RelayRequest, worker_id: str) -> None:
+    def __init__(self, request: RelayRequest, worker_id: str, peeked: Peek | None = None) -> None:
         self.request_id = new_id("req")
         self.request = request
         self.start_ns = time.time_ns()
         self.start = time.monotonic()
         self.headers = {header.name: header.value for header in request.headers}
         self.grant = _NOBODY
-        self.peeked: Peek | None = None
+        self.peeked = peeked
         self.prices = _NO_PRICES
         self.plan = _NO_PLAN
         self.reservation: Reservation | None = None
@@ -65,6 +66,10 @@ class Call:
         self.alarm = Alarm()
         # Its answer, once something of it may be released.
         self.answer: Answer | None = None
+        # What its translation could not carry over; empty for a relay.
+        self.lossy_fields: list[str] = []
+        # Of a count of tokens: a provider has made it.
+        self.is_count_exact = False
         self.http_status = 0
         self.response_bytes = 0
         self.checkpointed_bytes = 0
@@ -97,6 +102,11 @@ class Call:
             self.peeked.prefix(), digest_size=16, key=self.grant.account_id.encode()[:64]
         )
         return digest.hexdigest()
+
+    def cache_key(self) -> str:
+        """What stands for this conversation at a provider that shares prompt caches by key."""
+        known_by = self.session() or self.conversation()
+        return hashlib.blake2b(known_by.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def _session_hint(self) -> str:
         stated = next((self.headers[name] for name in _SESSION_HEADERS if self.headers.get(name)), b"")
@@ -178,7 +188,7 @@ class Call:
             path=self.request.path[:MAX_TEXT],
             is_streaming=self.peeked is not None and self.peeked.is_streaming,
             model=self.model,
-            request_bytes=len(self.request.body),
+            request_bytes=self.peeked.body_bytes if self.peeked else len(self.request.body),
             session_id=self._session_hint(),
             user_agent=_plain(self.headers.get("user-agent", b"").decode("latin-1")),
             worker_id=self._worker_id,
@@ -201,7 +211,7 @@ class Call:
         tokens, event.token_source = self.tokens()
         if not event.token_source:
             return
-        _set_tokens(event.tokens, tokens)
+        set_tokens(event.tokens, tokens)
         price = self.price()
         if price is not None and self.candidate is not None:
             event.price_id = price.price_id
@@ -220,6 +230,7 @@ class Call:
             provider_id=event.provider_id,
             upstream_model=event.upstream_model,
             attempt_count=len(self.attempts),
+            lossy_fields=self.lossy_fields,
         )
 
     def _decision(self) -> bytes:
@@ -237,19 +248,8 @@ def _decision_row(candidate: Candidate) -> dict[str, object]:
         "rule": candidate.rule,
         "level": candidate.level,
         "weight": candidate.weight,
+        "dialect": candidate.dialect.value,
     }
-
-
-def _set_tokens(message: usage_pb2.Tokens, tokens: Tokens) -> None:
-    message.input = tokens.input
-    message.cache_read = tokens.cache_read
-    message.cache_write_5m = tokens.cache_write_5m
-    message.cache_write_30m = tokens.cache_write_30m
-    message.cache_write_1h = tokens.cache_write_1h
-    message.cache_write_12h = tokens.cache_write_12h
-    message.output = tokens.output
-    message.reasoning = tokens.reasoning
-    message.SetInParent()  # explicit zeros are a statement too
 
 
 def duration(seconds: float) -> Duration:

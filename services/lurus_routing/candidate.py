@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.translation import Target
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -24,3 +27,12 @@ class Candidate:
     max_concurrency: int
     # What its breaker is known by: provider, credential, upstream model.
     key: tuple[str, str, str]
+    # How it can be asked, best first; of a relay the only one is the client's own dialect.
+    targets: tuple[Target, ...] = field(repr=False, compare=False)
+    # The client's bytes pass as they are; else the request is translated.
+    is_relay: bool
+
+    @property
+    def dialect(self) -> Dialect:
+        """In which it is asked, if the request can be said in it."""
+        return self.targets[0].dialect

@@ -16,15 +16,29 @@ from lurus_common.matching import Match, ModelRules
 from lurus_common.money import PPM
 from lurus_common.secrets import SealBroken, unseal
 from lurus_common.settings import Settings
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.translation import DIALECTS, Target
 from lurus_routing.candidate import Candidate
 from lurus_routing.pricing import PriceList
 
 log = logging.getLogger(__name__)
 
+_A, _C, _R = usage_pb2.DIALECT_ANTHROPIC, usage_pb2.DIALECT_OPENAI_CHAT, usage_pb2.DIALECT_OPENAI_RESPONSES
+_BY_NUMBER: Mapping[int, Dialect] = {number: dialect for dialect, number in DIALECTS.items()}
+# In which dialect a provider of several is asked for a client of another one, or of none: where
+# more of a request and of its thinking survives comes first.
+_PREFERENCES: Mapping[int, tuple[int, ...]] = {
+    usage_pb2.DIALECT_UNSPECIFIED: (_A, _R, _C),
+    usage_pb2.DIALECT_ANTHROPIC: (_A, _R, _C),
+    usage_pb2.DIALECT_OPENAI_CHAT: (_C, _R, _A),
+    usage_pb2.DIALECT_OPENAI_RESPONSES: (_R, _A, _C),
+}
+
 MAX_REMEMBERED_MATCHES = 10_000
 MAX_TIMER_SECONDS = 86_400.0
 DEFAULT_LEVEL = 1
 DEFAULT_WEIGHT = 100
+_UNKNOWN_MODEL = Model()
 
 
 class Catalog:
@@ -55,7 +69,13 @@ class Catalog:
         return self._providers
 
     def candidates(self, dialect: int, model: str) -> list[Candidate]:
-        """Returns every enabled credential that serves `model` in `dialect`; any dialect if it is 0."""
+        """Returns every enabled credential that serves `model`.
+
+        Args:
+            dialect: the client's. A provider that speaks it is asked in it, another one in a dialect
+                of its own; 0 stands for a client of no dialect.
+            model: as the client names it.
+        """
         key = (dialect, model)
         found = self._matches.get(key)
         if found is None:
@@ -87,18 +107,43 @@ class Catalog:
         return served
 
     def _of(self, provider: Provider, dialect: int, model: str) -> list[Candidate]:
-        if dialect and dialect not in provider.dialects:
-            return []
         match = self._rules[provider.provider_id].match(model)
         if match is None:
             return []
-        secrets = self._secrets[provider.provider_id]
+        is_relay = dialect in provider.dialects
+        targets = self._targets(provider, [dialect] if is_relay else _PREFERENCES[dialect], model, match)
+        secrets = self._secrets[provider.provider_id] if targets else {}
         return [
-            self._candidate(provider, credential_id, secrets[credential_id], match)
+            self._candidate(provider, credential_id, secrets[credential_id], match, targets, is_relay)
             for credential_id in secrets
         ]
 
-    def _candidate(self, provider: Provider, credential_id: str, secret: str, match: Match) -> Candidate:
+    def _targets(
+        self, provider: Provider, dialects: Iterable[int], model: str, match: Match
+    ) -> tuple[Target, ...]:
+        known = self.models.get(model) or self.models.get(match.upstream_model) or _UNKNOWN_MODEL
+        return tuple(
+            Target(
+                dialect=_BY_NUMBER[dialect],
+                upstream_model=match.upstream_model,
+                provider_id=provider.provider_id,
+                quirks=provider.quirks,
+                max_output_tokens=known.max_output_tokens,
+                efforts=tuple(known.efforts),
+            )
+            for dialect in dialects
+            if dialect in provider.dialects
+        )
+
+    def _candidate(
+        self,
+        provider: Provider,
+        credential_id: str,
+        secret: str,
+        match: Match,
+        targets: tuple[Target, ...],
+        is_relay: bool,
+    ) -> Candidate:
         limits, settings = provider.limits, self._settings
         return Candidate(
             provider_id=provider.provider_id,
@@ -116,6 +161,8 @@ class Catalog:
             cost_multiplier_ppm=provider.cost_multiplier_ppm or PPM,
             max_concurrency=limits.max_concurrency,
             key=(provider.provider_id, credential_id, match.upstream_model),
+            targets=targets,
+            is_relay=is_relay,
         )
 
 

@@ -18,6 +18,13 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_QUERY_CHARACTERS = 8192
 MAX_CREDENTIALS = 4
 COUNT_PATH: Final = "/v1/messages/count_tokens"
+RESPONSES_COUNT_PATH: Final = "/v1/responses/input_tokens"
+_SERVICE: Final = "/lurus.routing.v1.RoutingService"
+STREAM_CHAT: Final = f"{_SERVICE}/StreamChat"
+COMPLETE_CHAT: Final = f"{_SERVICE}/CompleteChat"
+COUNT_TOKENS: Final = f"{_SERVICE}/CountTokens"
+# Their answers are counts: never charged, never logged.
+COUNT_PATHS: Final = frozenset({COUNT_PATH, RESPONSES_COUNT_PATH, COUNT_TOKENS})
 
 _DIALECTS: Final = {
     usage_pb2.DIALECT_ANTHROPIC: Dialect.ANTHROPIC,
@@ -29,6 +36,7 @@ PATHS: Final = {
     COUNT_PATH: Dialect.ANTHROPIC,
     "/v1/chat/completions": Dialect.OPENAI_CHAT,
     "/v1/responses": Dialect.OPENAI_RESPONSES,
+    RESPONSES_COUNT_PATH: Dialect.OPENAI_RESPONSES,
 }
 # Visible ASCII without `#`; a token and a field value of RFC 9110.
 _QUERY = re.compile(r'[!"$-~]*')

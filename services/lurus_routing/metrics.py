@@ -5,6 +5,7 @@ from functools import lru_cache
 from prometheus_client import Counter, Gauge, Histogram
 
 from lurus.usage.v1 import usage_pb2
+from lurus_dialects.dialect import Dialect
 
 TOKEN_KINDS = ("input", "cache_read", "cache_write", "output")
 FIRST_EVENT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -17,6 +18,11 @@ COST = Counter("lurus_cost_nano_usd", "What accounts pay, in nano-USD.", ["provi
 UNPRICED = Counter("lurus_unpriced_requests", "Requests whose model has no price.", ["provider"])
 SUSPECT = Counter("lurus_suspect_usage", "Usage reports with counts that cannot be true.", ["provider"])
 BROKEN = Counter("lurus_broken_events", "Events of providers that could not be read.", ["provider"])
+LOST_FIELDS = Counter(
+    "lurus_lost_fields",
+    "Fields of requests that the provider's dialect could not take; `warned` were named to the client.",
+    ["client", "provider_dialect", "kind"],
+)
 FIRST_EVENT = Histogram(
     "lurus_first_event_seconds", "From arrival to the first byte.", ["provider"], buckets=FIRST_EVENT_BUCKETS
 )
@@ -46,3 +52,10 @@ def requests_of(dialect: str, terminal: int) -> Counter:
     """Returns the child of `REQUESTS` for a dialect and a `Terminal`."""
     name = usage_pb2.Terminal.Name(usage_pb2.Terminal.ValueType(terminal))
     return REQUESTS.labels(dialect, name.removeprefix("TERMINAL_").lower())
+
+
+def count_losses(client: Dialect | None, provider: Dialect, silent_count: int, warned_count: int) -> None:
+    """Counts what a translation could not carry over; `client` is None for typed callers."""
+    for kind, count in (("silent", silent_count), ("warned", warned_count)):
+        if count:
+            LOST_FIELDS.labels(client.value if client else "typed", provider.value, kind).inc(count)

@@ -17,7 +17,7 @@ class Skip:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """Whom to ask, in order, and whom not."""
 
@@ -26,12 +26,17 @@ class Plan:
     # Nobody was usable, so benches count for a short time only.
     is_last_resort: bool = False
 
+    def skip_first(self, reason: str) -> None:
+        """Leaves out the candidate that would be asked first."""
+        self.skipped.append(Skip(self.candidates.pop(0), reason))
+
 
 def make_plan(
     matches: Sequence[Candidate], health: Health, now: float, session: str, chance: Callable[[], float]
 ) -> Plan:
-    """Orders candidates by level, then by weighted affinity to a session, else by weighted chance.
+    """Orders candidates by level, then relays before translations, then by weighted affinity to a session.
 
+    Without a session weighted chance stands for the affinity.
     The same session meets the same candidate first as long as it is healthy,
     whichever worker asks: no state is shared for that.
     """
@@ -40,7 +45,7 @@ def make_plan(
     if is_last_resort:
         usable, skipped = _divide(matches, health, now, is_last_resort=True)
     if len(usable) > 1:
-        usable.sort(key=lambda candidate: (candidate.level, _distance(candidate, session, chance)))
+        usable.sort(key=lambda candidate: _rank(candidate, session, chance))
     return Plan(usable, skipped, is_last_resort)
 
 
@@ -56,6 +61,10 @@ def _divide(
         else:
             usable.append(candidate)
     return usable, skipped
+
+
+def _rank(candidate: Candidate, session: str, chance: Callable[[], float]) -> tuple[int, bool, float]:
+    return candidate.level, not candidate.is_relay, _distance(candidate, session, chance)
 
 
 def _distance(candidate: Candidate, session: str, chance: Callable[[], float]) -> float:

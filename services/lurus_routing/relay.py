@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from aiohttp import ClientSession
 
 from lurus.provider.v1.provider_pb2 import WatchProvidersResponse
+from lurus.routing.v1.chat_pb2 import StreamChatRequest
 from lurus.routing.v1.routing_pb2 import Header, RelayHead, RelayRequest, RelayResponse
 from lurus.usage.v1 import usage_pb2
 from lurus_common import matching
@@ -22,20 +23,20 @@ from lurus_common.errors import (
 )
 from lurus_common.money import Tokens, cost
 from lurus_common.settings import Settings
-from lurus_dialects.dialect import Dialect
 from lurus_dialects.errors import http_error
-from lurus_dialects.headers import to_upstream
-from lurus_dialects.request import Peek, peek, request_include_usage, splice_model
+from lurus_dialects.request import Peek, peek
 from lurus_routing import metrics
-from lurus_routing.attempts import Answered, Attempts, Outgoing, no_healthy_provider
+from lurus_routing.attempts import Answered, Attempts, no_healthy_provider
 from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
+from lurus_routing.counts import count_tokens
 from lurus_routing.health import Health
-from lurus_routing.incoming import COUNT_PATH, PATHS, check_incoming
+from lurus_routing.incoming import COUNT_PATHS, PATHS, check_incoming
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
+from lurus_routing.outgoing import Outgoing, peek_typed, take_first_possible
 from lurus_routing.plan import make_plan
 from lurus_routing.release import Release, finished
 from lurus_routing.settlement import Settlement
@@ -71,8 +72,8 @@ class Relay:
             for credential in provider.credentials:
                 self.health.forget_bench((provider.provider_id, credential.credential_id))
 
-    async def serve(self, request: RelayRequest) -> AsyncIterator[RelayResponse]:
-        """Yields the answer: head, data, end.
+    def serve(self, request: RelayRequest) -> AsyncIterator[RelayResponse]:
+        """Gives the answer: head, data, end.
 
         It may be closed or cancelled wherever it waits: that ends the call to
         the provider at once, and settles what was used.
@@ -80,13 +81,27 @@ class Relay:
         Raises:
             LurusError: before the head, with `request_id` in its metadata.
         """
-        call = Call(request, self._settings.worker_id)
+        return self._serve(Call(request, self._settings.worker_id), None)
+
+    def serve_typed(
+        self, method: str, credential: str, typed: StreamChatRequest, *, is_streaming: bool
+    ) -> AsyncIterator[RelayResponse]:
+        """Gives the answer to a typed request: as `serve`, its data are frames of `translated.typed_events`.
+
+        Raises:
+            LurusError: before the head, whatever a provider answered.
+        """
+        request = RelayRequest(path=method, credentials=[credential])
+        peeked = peek_typed(typed, is_streaming=is_streaming)
+        return self._serve(Call(request, self._settings.worker_id, peeked), typed)
+
+    async def _serve(self, call: Call, typed: StreamChatRequest | None) -> AsyncIterator[RelayResponse]:
         if len(self._live) >= self._settings.max_live_requests:
             raise Overloaded("too many requests at once", request_id=call.request_id, retry_after_seconds=2)
         self._live.add(call)
         metrics.LIVE.inc()
         try:
-            answered = await self._answer(call)
+            answered = await self._answer(call, typed)
             yield _head(call, answered)
             if answered.watcher is None:
                 yield RelayResponse(data=answered.body)
@@ -120,19 +135,24 @@ class Relay:
             self.health.end(call.permit)
         self._settlement.settle(call)
 
-    async def _answer(self, call: Call) -> Answered:
+    async def _answer(self, call: Call, typed: StreamChatRequest | None) -> Answered:
         """Returns an answer of which nothing has been released yet."""
         request = call.request
-        dialect = check_incoming(request, self._settings.max_body_bytes)
+        counts_only = request.path in COUNT_PATHS
+        peeked = call.peeked
+        if peeked is None:
+            dialect = check_incoming(request, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
-        counts_only = request.path == COUNT_PATH
-        peeked = call.peeked = peek(dialect, request.body, counts_only=counts_only)
+        if peeked is None:
+            peeked = call.peeked = peek(dialect, request.body, counts_only=counts_only)
         self._plan(call, peeked)
-        if not counts_only:
+        outgoing = Outgoing(call, peeked, self._settings, typed)
+        if counts_only:
+            answered = await count_tokens(self._attempts, call, outgoing)
+        else:
+            take_first_possible(call, outgoing)
             await self._admit(call, peeked)
-        answered = await self._attempts.answer(
-            call, self._outgoing(call, peeked), lambda candidate: _body(request.body, peeked, candidate)
-        )
+            answered = await self._attempts.answer(call, outgoing)
         call.http_status = answered.status
         if answered.watcher is None:
             if call.answer is not None or counts_only:
@@ -151,9 +171,7 @@ class Relay:
             )
         matches = self.catalog.candidates(call.request.dialect, peeked.model)
         if not matches:
-            raise ModelNotFound(
-                "no provider serves this model in this dialect; see GET /v1/models", model=peeked.model
-            )
+            raise ModelNotFound("no provider serves this model; see GET /v1/models", model=peeked.model)
         call.prices = self.catalog.prices
         call.plan = make_plan(matches, self.health, time.monotonic(), _session(call, matches), random.random)
         if not call.plan.candidates:
@@ -169,20 +187,6 @@ class Relay:
         call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
         await self._outbox.intend(call.event())
         call.has_intent = True
-
-    def _outgoing(self, call: Call, peeked: Peek) -> Outgoing:
-        request, settings, dialect = call.request, self._settings, peeked.dialect
-        given = [(header.name, header.value.decode("latin-1")) for header in request.headers]
-        is_streaming = peeked.is_streaming
-        return Outgoing(
-            dialect=dialect,
-            target=f"{request.path}?{request.query}" if request.query else request.path,
-            headers=to_upstream(dialect, given),
-            is_streaming=is_streaming,
-            strips_usage=dialect is Dialect.OPENAI_CHAT and not peeked.asks_for_usage,
-            total_seconds=settings.stream_total_seconds if is_streaming else settings.unary_total_seconds,
-            counts_only=request.path == COUNT_PATH,
-        )
 
     async def tend(self) -> None:
         """Looks after live streams, until cancelled: checkpoints, and clients that have stopped reading."""
@@ -208,13 +212,6 @@ def _session(call: Call, matches: Sequence[Candidate]) -> str:
     if len(matches) == 1:
         return ""
     return call.session() or call.conversation()
-
-
-def _body(body: bytes, peeked: Peek, candidate: Candidate) -> bytes:
-    spliced = splice_model(body, peeked, candidate.upstream_model)
-    if peeked.dialect is Dialect.OPENAI_CHAT and peeked.is_streaming and candidate.has_stream_options:
-        return request_include_usage(spliced)
-    return spliced
 
 
 def _estimate(call: Call, peeked: Peek) -> int:

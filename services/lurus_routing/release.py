@@ -10,6 +10,7 @@ import time
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import LurusError, UpstreamCut, UpstreamFailed, UpstreamTimeout
 from lurus_common.settings import Settings
+from lurus_dialects.translated import TranslatedStream
 from lurus_dialects.upstream_errors import stream_error_status
 from lurus_dialects.watch import StreamWatcher
 from lurus_routing.call import Call
@@ -28,7 +29,7 @@ class Release:
         self,
         call: Call,
         begin: bytes,
-        watcher: StreamWatcher,
+        watcher: StreamWatcher | TranslatedStream,
         settings: Settings,
         health: Health,
         settlement: Settlement,
@@ -84,6 +85,8 @@ class Release:
                 self._heard = time.monotonic()
                 return watcher.feed(chunk)
             if chunk is None:
+                # Also if there is nothing to say: the next one is due only then.
+                self._released = time.monotonic()
                 return watcher.heartbeat()
             was_over = watcher.is_over
             tail = watcher.finish()

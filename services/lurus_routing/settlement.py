@@ -6,7 +6,7 @@ import logging
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_routing import metrics
 from lurus_routing.call import Call
-from lurus_routing.incoming import COUNT_PATH, PATHS
+from lurus_routing.incoming import COUNT_PATHS, PATHS
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
 
@@ -61,7 +61,7 @@ class Settlement:
         if call.has_intent:
             return self._outbox.finish(event)
         # A refusal is worth a row in the log, as long as rows can be written.
-        is_logged = call.grant.account_id and call.request.path != COUNT_PATH
+        is_logged = call.grant.account_id and call.request.path not in COUNT_PATHS
         if is_logged and not self._outbox.problem and not self._outbox.is_full:
             return self._outbox.record(event)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -71,7 +71,8 @@ class Settlement:
 
 def _count(call: Call, event: UsageEvent) -> None:
     dialect = PATHS.get(event.path)
-    metrics.requests_of(dialect.value if dialect else "none", event.terminal).inc()
+    name = dialect.value if dialect else "typed" if event.path.startswith("/lurus.") else "none"
+    metrics.requests_of(name, event.terminal).inc()
     if not event.provider_id:
         return
     provider = metrics.of_provider(event.provider_id)

@@ -407,7 +407,7 @@ class TestRefusedCalls:
         rig = await make_rig({"one": {"supported_models": ["m-1"], "dialects": [CHAT]}})
         for body, dialect in (
             (plain_request(CHAT, model="m-2"), CHAT),
-            (plain_request(ANTHROPIC), ANTHROPIC),
+            (plain_request(ANTHROPIC, model="m-2"), ANTHROPIC),
         ):
             error = await refusal(rig.relay(body, dialect))
             assert isinstance(error, ModelNotFound)

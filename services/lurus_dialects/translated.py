@@ -1,0 +1,192 @@
+"""An answer on its way from a provider of one dialect to a client of another.
+
+`TranslatedStream` stands where `watch.StreamWatcher` stands when both dialects
+are equal: the same facts are noted from the provider's own bytes, so that what
+is charged does not depend on the translation.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from lurus.routing.v1.chat_pb2 import ChatError, ChatFinish, StreamChatResponse
+from lurus_dialects import loose
+from lurus_dialects.answer import Answer
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_unterminated_event
+from lurus_dialects.translation import AnswerReader, AnswerWriter, set_tokens
+from lurus_dialects.upstream_errors import report, stream_error_status
+from lurus_dialects.watch import OBSERVERS
+
+_FRAME: Final = struct.Struct(">I")
+
+
+class TranslatedStream(Answer):
+    """Turns a provider's bytes into a client's and notes what they say.
+
+    All that a chunk says is noted when `feed` returns, before the caller
+    releases the returned bytes: if `is_over` has become true, they end with the
+    client's terminal event, and the usage row is written first.
+
+    Args:
+        dialect: the provider's.
+        reader: of the provider's dialect.
+        writer: of the client's dialect.
+        estimated_input_tokens: stated if the provider never states its count.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        reader: AnswerReader,
+        writer: AnswerWriter,
+        request_id: str,
+        estimated_input_tokens: int = 0,
+        maximum_event_bytes: int = MAX_EVENT_BYTES,
+    ) -> None:
+        super().__init__(dialect)
+        self._parser = SseParser(maximum_event_bytes)
+        self._observe = OBSERVERS[dialect]
+        self._reader = reader
+        self._writer = writer
+        self._request_id = request_id
+        self._estimated_input_tokens = estimated_input_tokens
+        self._has_begun = False
+
+    @property
+    def is_over(self) -> bool:
+        """True once the client's terminal or error event was returned."""
+        return self._writer.is_over
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Returns the client's whole events that may be released now.
+
+        Raises:
+            EventTooLarge: the stream is unusable; events before the large one
+                were returned by earlier calls.
+        """
+        if self._writer.is_over:
+            return b""
+        return b"".join([self._take(event) for event in self._parser.feed(chunk)])
+
+    def finish(self) -> bytes:
+        """Returns what may still be released when the provider has ended the stream.
+
+        Without the provider's terminator that is not the client's: `is_over`
+        stays false, and the caller ends the stream with `stream_error`.
+        """
+        tail = self._parser.finish()
+        released = b""
+        if tail is not None and _is_whole(tail):
+            released = self._take(tail)
+        if self._writer.is_over:
+            return released
+        events = self._reader.end()
+        return released + b"".join([self._write(event) for event in events if not event.HasField("error")])
+
+    def heartbeat(self) -> bytes:
+        """Returns bytes that keep a silent connection alive and change nothing."""
+        return self._writer.heartbeat()
+
+    def stream_error(self, reason: str, message: str, request_id: str) -> bytes:
+        """Returns the event that ends a stream which was begun and cannot be completed."""
+        return self._writer.error(reason, message, request_id)
+
+    def _take(self, event: SseEvent) -> bytes:
+        if self._writer.is_over:
+            return b""
+        if not event.data:
+            # A provider that makes its client wait says so with comments. They are passed on as
+            # far as they show that somebody is there; later our own heartbeats do.
+            is_comment = not self._has_begun and b":" in event.raw
+            return self._writer.heartbeat() if is_comment else b""
+        self._observe(self, event.name, event.data)
+        events = self._reader.read(event.name, event.data)
+        released = b"".join([self._write(event) for event in events])
+        if not self._writer.is_over and (self.error_seen or self.terminal_seen):
+            # The provider has ended its answer. A reader that waits for more would wait in vain.
+            released += b"".join([self._write(event) for event in self._reader.end()])
+            released += self._error_event() if not self._writer.is_over else b""
+        return released
+
+    def _write(self, event: StreamChatResponse) -> bytes:
+        if self._writer.is_over:
+            return b""
+        self._has_begun = True
+        kind = event.WhichOneof("event")
+        if kind == "finish":
+            state_tokens(event.finish, self, self._estimated_input_tokens)
+        elif kind == "error":
+            if not self.error_seen:
+                self.note_error(error_body(event.error))
+            return self._error_event()
+        return self._writer.write(event)
+
+    def _error_event(self) -> bytes:
+        """The provider's own error, in the client's words."""
+        found = report(stream_error_status(self.error_body), self.error_body)
+        return self._writer.error(found.reason, found.message, self._request_id)
+
+
+class TypedWriter:
+    """Writes events as they are, for teams that call over gRPC: frames that `typed_events` reads."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def write(self, event: StreamChatResponse) -> bytes:
+        """Returns one frame."""
+        if event.WhichOneof("event") in ("finish", "error"):
+            self.is_over = True
+        data = event.SerializeToString()
+        return _FRAME.pack(len(data)) + data
+
+    def heartbeat(self) -> bytes:
+        """Returns nothing: gRPC keeps its connections alive itself."""
+        return b""
+
+    def error(self, reason: str, message: str, request_id: str) -> bytes:
+        """Returns the frame that ends a begun stream which cannot be completed."""
+        return self.write(StreamChatResponse(error=ChatError(reason=reason, message=message)))
+
+
+def typed_events(frames: bytes) -> Iterator[StreamChatResponse]:
+    """Gives the events in what a `TypedWriter` wrote."""
+    position = 0
+    while position < len(frames):
+        (size,) = _FRAME.unpack_from(frames, position)
+        begin = position + _FRAME.size
+        position = begin + size
+        yield StreamChatResponse.FromString(frames[begin:position])
+
+
+def typed_body(events: Sequence[StreamChatResponse]) -> bytes:
+    """Returns a whole answer as frames."""
+    writer = TypedWriter()
+    return b"".join([writer.write(event) for event in events])
+
+
+def state_tokens(finish: ChatFinish, answer: Answer, estimated_input_tokens: int) -> None:
+    """Puts into `finish` the very counts that are charged, estimates where the provider stated none."""
+    tokens = answer.tokens
+    if not answer.final_usage_seen:
+        tokens.output = max(tokens.output, answer.estimated_output_tokens())
+        if not answer.usage_seen:
+            tokens.input = estimated_input_tokens
+    finish.tokens.Clear()
+    set_tokens(finish.tokens, tokens)
+    finish.has_provider_tokens = answer.final_usage_seen
+
+
+def error_body(error: ChatError) -> bytes:
+    """Returns an error that a reader has found as a provider's error body."""
+    code = error.code or "api_error"
+    return msgspec.json.encode({"error": {"type": code, "code": code, "message": error.message}})
+
+
+def _is_whole(tail: SseEvent) -> bool:
+    if not is_unterminated_event(tail.raw):
+        return False
+    return tail.data.strip() == b"[DONE]" or isinstance(loose.decode(tail.data), dict)

@@ -1,0 +1,223 @@
+"""What providers are sent: the client's own bytes, or its request in the provider's dialect.
+
+A request is translated only when a candidate of another dialect is tried, from
+the client's original each time: a failover loses nothing twice.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from lurus.routing.v1.chat_pb2 import StreamChatRequest
+from lurus_common.errors import InvalidRequest, Untranslatable
+from lurus_common.settings import Settings
+from lurus_dialects import translate
+from lurus_dialects.counting import count_body
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.headers import to_other_dialect, to_upstream
+from lurus_dialects.request import Peek, request_include_usage, splice_model
+from lurus_dialects.translation import Asked, Losses, Target, Written
+from lurus_routing import metrics
+from lurus_routing.call import Call
+from lurus_routing.candidate import Candidate
+from lurus_routing.incoming import COUNT_PATHS
+
+STRICT: Final = "x-lurus-strict"
+_CHAT_PATHS: Final = {
+    Dialect.ANTHROPIC: "/v1/messages",
+    Dialect.OPENAI_CHAT: "/v1/chat/completions",
+    Dialect.OPENAI_RESPONSES: "/v1/responses",
+}
+# A chat provider cannot count.
+_COUNT_PATHS: Final = {
+    Dialect.ANTHROPIC: "/v1/messages/count_tokens",
+    Dialect.OPENAI_RESPONSES: "/v1/responses/input_tokens",
+}
+_ID_PREFIXES: Final = {
+    Dialect.ANTHROPIC: "msg_",
+    Dialect.OPENAI_CHAT: "chatcmpl-",
+    Dialect.OPENAI_RESPONSES: "resp_",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """How an answer goes back to a client of another dialect, or of none (None)."""
+
+    client: Dialect | None
+    written: Written
+    asked: Asked
+    lossy_fields: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one candidate is sent."""
+
+    # The one that it is asked in.
+    dialect: Dialect
+    # Path and query.
+    target: str
+    headers: list[tuple[str, str]] = field(repr=False)
+    body: bytes = field(repr=False)
+    # None for a relay.
+    translation: Translation | None = None
+
+
+class Outgoing:
+    """A call's request in whatever form a candidate needs.
+
+    Args:
+        typed: the request of a caller who speaks no dialect.
+
+    Raises:
+        InvalidRequest: its headers are such that no provider would take them.
+    """
+
+    def __init__(
+        self, call: Call, peeked: Peek, settings: Settings, typed: StreamChatRequest | None = None
+    ) -> None:
+        request = call.request
+        self.client = None if typed is not None else peeked.dialect
+        self.is_streaming = peeked.is_streaming
+        self.total_seconds = (
+            settings.stream_total_seconds if peeked.is_streaming else settings.unary_total_seconds
+        )
+        # Count requests tell nothing about a model's health and are never charged.
+        self.counts_only = request.path in COUNT_PATHS
+        # A chat client that did not ask for its usage is not shown the chunk that states it.
+        self.strips_usage = self.client is Dialect.OPENAI_CHAT and not peeked.asks_for_usage
+        self._call = call
+        self._peeked = peeked
+        self._target = f"{request.path}?{request.query}" if request.query else request.path
+        given = [(header.name, header.value.decode("latin-1")) for header in request.headers]
+        self._headers = to_upstream(peeked.dialect, given)
+        self._is_strict = call.headers.get(STRICT, b"").strip().lower() in (b"1", b"true")
+        self._typed = typed
+        self._read_losses = Losses(self._is_strict)
+        self._ready: tuple[Candidate, Prepared] | None = None
+
+    def prepare(self, candidate: Candidate) -> Prepared:
+        """Returns what `candidate` is sent. Asked again at once, the same.
+
+        Raises:
+            Untranslatable: the request cannot be said in any dialect of this candidate.
+            InvalidRequest: it is none of the client's dialect.
+        """
+        if self._ready is not None and self._ready[0] is candidate:
+            return self._ready[1]
+        prepared = self._relayed(candidate) if candidate.is_relay else self._translated(candidate)
+        self._ready = candidate, prepared
+        return prepared
+
+    def hub(self) -> StreamChatRequest:
+        """Returns the request in the form that all translations pass through.
+
+        Raises:
+            Untranslatable, InvalidRequest: it cannot be read.
+        """
+        if self._typed is None:
+            self._typed = translate.read_request(
+                self._peeked.dialect, self._call.request.body, self._read_losses
+            )
+            if self.client is Dialect.ANTHROPIC and not self._typed.prompt_cache_key:
+                # What keeps a session with its cache elsewhere; a digest, since it may name a person.
+                self._typed.prompt_cache_key = self._call.cache_key()
+        return self._typed
+
+    def _relayed(self, candidate: Candidate) -> Prepared:
+        peeked = self._peeked
+        body = splice_model(self._call.request.body, peeked, candidate.upstream_model)
+        if peeked.dialect is Dialect.OPENAI_CHAT and peeked.is_streaming and candidate.has_stream_options:
+            body = request_include_usage(body)
+        return Prepared(peeked.dialect, self._target, self._headers, body)
+
+    def _translated(self, candidate: Candidate) -> Prepared:
+        refusal: Untranslatable | None = None
+        for target in candidate.targets:
+            try:
+                return self._written(target)
+            except Untranslatable as error:
+                refusal = refusal or error
+        raise refusal or Untranslatable("the provider cannot count tokens")
+
+    def _written(self, target: Target) -> Prepared:
+        if self.counts_only and target.dialect not in _COUNT_PATHS:
+            raise Untranslatable("the provider's dialect has no way to count tokens")
+        losses = Losses(self._is_strict)
+        hub = self.hub()
+        written = translate.write_request(hub, target, losses, is_streaming=self.is_streaming)
+        path, body = _CHAT_PATHS[target.dialect], written.body
+        if self.counts_only:
+            path, body = _COUNT_PATHS[target.dialect], count_body(target.dialect, body)
+        headers = to_other_dialect(
+            target.dialect,
+            is_streaming=self.is_streaming,
+            anthropic_version=target.quirks.anthropic_version,
+        )
+        lossy = list(dict.fromkeys([*self._read_losses.warned, *losses.warned]))
+        metrics.count_losses(
+            self.client, target.dialect, len(self._read_losses.silent) + len(losses.silent), len(lossy)
+        )
+        translation = Translation(self.client, written, self._asked(hub, target), lossy)
+        return Prepared(target.dialect, path, headers, body, translation)
+
+    def _asked(self, hub: StreamChatRequest, target: Target) -> Asked:
+        peeked = self._peeked
+        prefix = _ID_PREFIXES[self.client] if self.client else ""
+        return Asked(
+            request=hub,
+            response_id=prefix + self._call.request_id.removeprefix("req_"),
+            create_seconds=int(time.time()),
+            includes_usage=peeked.asks_for_usage,
+            estimated_input_tokens=peeked.estimated_input_tokens(),
+            hides_reasoning=target.quirks.hides_reasoning,
+            provider_id=target.provider_id,
+            upstream_model=target.upstream_model,
+        )
+
+
+def peek_typed(request: StreamChatRequest, *, is_streaming: bool) -> Peek:
+    """Returns what routing needs of a typed request."""
+    instructions = [message for message in request.messages[:1] if message.role in (1, 4)]
+    members = {
+        "system": msgspec.Raw(instructions[0].SerializeToString()) if instructions else msgspec.Raw(),
+        "tools": msgspec.Raw(b"".join([tool.SerializeToString() for tool in request.tools])),
+    }
+    return Peek(
+        dialect=Dialect.ANTHROPIC,  # of no importance: nothing is ever relayed
+        model=request.model,
+        is_streaming=is_streaming,
+        max_tokens=request.max_output_tokens or None,
+        asks_for_usage=False,
+        has_tools=bool(request.tools),
+        user_id=request.end_user_id,
+        prompt_cache_key=request.prompt_cache_key,
+        previous_response_id=request.previous_response_id,
+        body_bytes=request.ByteSize(),
+        members=members,
+        spans={},
+        end=0,
+    )
+
+
+def take_first_possible(call: Call, outgoing: Outgoing) -> None:
+    """Leaves out candidates at the head of the plan that cannot be asked this.
+
+    So a request that nobody can be asked is refused before anything is reserved for it.
+
+    Raises:
+        Untranslatable, InvalidRequest: nobody can; the reason of the first of them.
+    """
+    refusal: Untranslatable | InvalidRequest | None = None
+    while call.plan.candidates:
+        try:
+            outgoing.prepare(call.plan.candidates[0])
+            return
+        except (Untranslatable, InvalidRequest) as error:
+            refusal = refusal or error
+            call.plan.skip_first(f"cannot be asked this: {error.message}")
+    if refusal is not None:
+        raise refusal
