@@ -44,15 +44,15 @@ DIALECTS = {
 RESTARTING = "the gateway is being restarted"
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 EVENT_END_BYTES = 4
-STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+STREAM_HEADERS = (
+    # Whatever the provider says: an event stream is UTF-8.
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 # Set by us, or by nobody (wire-contract G5, G8).
 OUR_HEADERS = frozenset({"request-id", "x-request-id", "connection", "transfer-encoding", "content-length"})
-OUR_STREAM_HEADERS = OUR_HEADERS | {
-    "cache-control",
-    "x-accel-buffering",
-    "content-length",
-    "content-encoding",
-}
+OUR_STREAM_HEADERS = OUR_HEADERS | {"content-type", "cache-control", "x-accel-buffering", "content-encoding"}
 
 
 class Relays:
