@@ -62,5 +62,5 @@ class _Usage(msgspec.Struct):
 def _usage_bytes(body: bytes, value: dict[str, object]) -> bytes:
     try:
         return bytes(msgspec.json.decode(body, type=_Usage).usage)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return loose.compact(value.get("usage"))

@@ -1,8 +1,8 @@
 """Reads JSON that a strict reader refuses, so that odd answers are still counted.
 
-Providers send lone surrogates (a character cut between two events), NaN,
-arguments as objects and texts as lists. The data path decodes strictly, which
-is fast, and comes here only when that fails.
+Providers send lone surrogates (a character cut between two events), bytes that
+are no UTF-8, NaN, arguments as objects and texts as lists. The data path
+decodes strictly, which is fast, and comes here only when that fails.
 """
 
 import json
@@ -19,13 +19,16 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 def decode(text: bytes) -> Any:
-    """Returns a JSON value; None if the text is none (or is `null`)."""
+    """Returns a JSON value; None if the text is none (or is `null`).
+
+    Bytes that are no UTF-8 become U+FFFD, as in every client that reads events.
+    """
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, ValueError, RecursionError):
         pass
     try:
-        return json.loads(text)
+        return json.loads(str(text, "utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 

@@ -146,7 +146,7 @@ class UsageMeter:
     def _keep_raw(self, usage: bytes) -> None:
         try:
             pieces = msgspec.json.decode(usage, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         self._raw.update({name: bytes(piece) for name, piece in pieces.items() if bytes(piece) != b"null"})
 

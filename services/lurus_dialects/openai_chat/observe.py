@@ -51,7 +51,7 @@ def observe_event(answer: Answer, name: bytes, data: bytes) -> bool:
     """Notes what one event says; returns whether it holds usage and no choice (wire-contract B6)."""
     try:
         chunk = _CHUNK.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _observe_odd(answer, data)
     return _observe_chunk(answer, chunk, data)
 

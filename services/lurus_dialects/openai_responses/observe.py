@@ -46,7 +46,7 @@ def observe_event(answer: Answer, name: bytes, data: bytes) -> bool:
     """Notes what one event says; returns False, since none is ever to be hidden."""
     try:
         event = _EVENT.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = loose.decode(data)
         if not isinstance(value, dict):
             answer.broken_event_count += data.strip() != b"[DONE]"
