@@ -52,8 +52,8 @@ request for each line and looks at the outcome; a test fails if the page and the
 
 - **kept**: the provider is told the same.
 - **silent**: a hint is left out that changes nothing in what the answer means. It is counted in a metric.
-- **warned**: something is left out or changed that the client should know of. The header `x-lurus-lossy` names
-  the place. With the request header `x-lurus-strict: 1` it is refused instead.
+- **warned**: something is left out or changed that the client should know of. The header `x-lurus-lossy`
+  names the place. With the request header `x-lurus-strict: 1` it is refused instead.
 - **refused**: the request gets status 400 before any provider is asked; the message begins with the place.
 
 Unless a quirk is named, the provider has none set. A quirk is shown where it changes the outcome.

@@ -193,7 +193,7 @@ def _responses(maker: _Maker) -> dict[str, Any]:
     items: list[dict[str, Any]] = []
     for _ in range(maker.count(1, 3)):
         at = f"input[{len(items)}].content"
-        role = maker.one_of("user", "user", "developer", "system")
+        role = maker.one_of("user", "user", "developer", "system") if items else "user"
         count = maker.count(1, 3)
         if role == "user":
             parts = [_r_part(maker, f"{at}[{i}]") for i in range(count)]
