@@ -5,10 +5,6 @@ are equal: the same facts are noted from the provider's own bytes, so that what
 is charged does not depend on the translation.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
-from typing import Final
-
 import msgspec
 
 from lurus.routing.v1.chat_pb2 import ChatError, ChatFinish, StreamChatResponse
@@ -19,8 +15,6 @@ from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_untermin
 from lurus_dialects.translation import AnswerReader, AnswerWriter, set_tokens
 from lurus_dialects.upstream_errors import report, stream_error_status
 from lurus_dialects.watch import OBSERVERS
-
-_FRAME: Final = struct.Struct(">I")
 
 
 class TranslatedStream(Answer):
@@ -128,44 +122,6 @@ class TranslatedStream(Answer):
         """The provider's own error, in the client's words."""
         found = report(stream_error_status(self.error_body), self.error_body)
         return self._writer.error(found.reason, found.message, self._request_id)
-
-
-class TypedWriter:
-    """Writes events as they are, for teams that call over gRPC: frames that `typed_events` reads."""
-
-    def __init__(self) -> None:
-        self.is_over = False
-
-    def write(self, event: StreamChatResponse) -> bytes:
-        """Returns one frame."""
-        if event.WhichOneof("event") in ("finish", "error"):
-            self.is_over = True
-        data = event.SerializeToString()
-        return _FRAME.pack(len(data)) + data
-
-    def heartbeat(self) -> bytes:
-        """Returns nothing: gRPC keeps its connections alive itself."""
-        return b""
-
-    def error(self, reason: str, message: str, request_id: str) -> bytes:
-        """Returns the frame that ends a begun stream which cannot be completed."""
-        return self.write(StreamChatResponse(error=ChatError(reason=reason, message=message)))
-
-
-def typed_events(frames: bytes) -> Iterator[StreamChatResponse]:
-    """Gives the events in what a `TypedWriter` wrote."""
-    position = 0
-    while position < len(frames):
-        (size,) = _FRAME.unpack_from(frames, position)
-        begin = position + _FRAME.size
-        position = begin + size
-        yield StreamChatResponse.FromString(frames[begin:position])
-
-
-def typed_body(events: Sequence[StreamChatResponse]) -> bytes:
-    """Returns a whole answer as frames."""
-    writer = TypedWriter()
-    return b"".join([writer.write(event) for event in events])
 
 
 def state_tokens(finish: ChatFinish, answer: Answer, estimated_input_tokens: int) -> None:

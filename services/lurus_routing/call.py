@@ -68,8 +68,6 @@ class Call:
         self.answer: Answer | None = None
         # What its translation could not carry over; empty for a relay.
         self.lossy_fields: list[str] = []
-        # Of a count of tokens: a provider has made it.
-        self.is_count_exact = False
         self.http_status = 0
         self.response_bytes = 0
         self.checkpointed_bytes = 0

@@ -2,10 +2,13 @@
 
 from lurus_common.errors import LurusError, Untranslatable
 from lurus_dialects.counting import count_answer, estimated_input_tokens
-from lurus_routing.attempts import Answered, Attempts
+from lurus_routing.attempts import Attempts
 from lurus_routing.call import Call
+from lurus_routing.outcome import Answered
 from lurus_routing.outgoing import Outgoing
 
+# Tells that nobody has counted.
+ESTIMATED = ("x-lurus-token-source", "estimated")
 # What a provider says of the request itself.
 _CALLERS_FAULTS = frozenset({400, 413, 422})
 
@@ -24,8 +27,7 @@ async def count_tokens(attempts: Attempts, call: Call, outgoing: Outgoing) -> An
     hub = outgoing.hub()
     try:
         answered = await attempts.answer(call, outgoing)
-        call.is_count_exact = answered.status == 200
-        if call.is_count_exact or answered.status in _CALLERS_FAULTS:
+        if answered.status == 200 or answered.status in _CALLERS_FAULTS:
             return answered
     except Untranslatable:
         pass
@@ -33,4 +35,4 @@ async def count_tokens(attempts: Attempts, call: Call, outgoing: Outgoing) -> An
         if error.code == "INVALID_ARGUMENT":
             raise
     body = count_answer(outgoing.client, estimated_input_tokens(hub))
-    return Answered(200, [("content-type", "application/json")], body)
+    return Answered(200, [("content-type", "application/json"), ESTIMATED], body)

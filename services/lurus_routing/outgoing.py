@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import StreamChatRequest
 from lurus_common.errors import InvalidRequest, Untranslatable
 from lurus_common.settings import Settings
@@ -24,6 +25,7 @@ from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.incoming import COUNT_PATHS
 
+_RULES: Final = frozenset({chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER})
 STRICT: Final = "x-lurus-strict"
 _CHAT_PATHS: Final = {
     Dialect.ANTHROPIC: "/v1/messages",
@@ -181,10 +183,12 @@ class Outgoing:
 
 def peek_typed(request: StreamChatRequest, *, is_streaming: bool) -> Peek:
     """Returns what routing needs of a typed request."""
-    instructions = [message for message in request.messages[:1] if message.role in (1, 4)]
+    # What a conversation repeats, in place of the JSON of a dialect.
+    instructions = [message for message in request.messages[:1] if message.role in _RULES]
+    parts = {"system": instructions, "tools": request.tools}
     members = {
-        "system": msgspec.Raw(instructions[0].SerializeToString()) if instructions else msgspec.Raw(),
-        "tools": msgspec.Raw(b"".join([tool.SerializeToString() for tool in request.tools])),
+        name: msgspec.Raw(b"".join([part.SerializeToString() for part in found]))
+        for name, found in parts.items()
     }
     return Peek(
         dialect=Dialect.ANTHROPIC,  # of no importance: nothing is ever relayed

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from aiohttp import ClientSession
 
@@ -26,7 +26,7 @@ from lurus_common.settings import Settings
 from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek, peek
 from lurus_routing import metrics
-from lurus_routing.attempts import Answered, Attempts, no_healthy_provider
+from lurus_routing.attempts import Attempts, no_healthy_provider
 from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
@@ -36,6 +36,7 @@ from lurus_routing.incoming import COUNT_PATHS, PATHS, check_incoming
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
+from lurus_routing.outcome import Answered
 from lurus_routing.outgoing import Outgoing, peek_typed, take_first_possible
 from lurus_routing.plan import make_plan
 from lurus_routing.release import Release, finished
@@ -85,7 +86,7 @@ class Relay:
 
     def serve_typed(
         self, method: str, credential: str, typed: StreamChatRequest, *, is_streaming: bool
-    ) -> AsyncIterator[RelayResponse]:
+    ) -> AsyncGenerator[RelayResponse]:
         """Gives the answer to a typed request: as `serve`, its data are frames of `translated.typed_events`.
 
         Raises:
@@ -95,7 +96,7 @@ class Relay:
         peeked = peek_typed(typed, is_streaming=is_streaming)
         return self._serve(Call(request, self._settings.worker_id, peeked), typed)
 
-    async def _serve(self, call: Call, typed: StreamChatRequest | None) -> AsyncIterator[RelayResponse]:
+    async def _serve(self, call: Call, typed: StreamChatRequest | None) -> AsyncGenerator[RelayResponse]:
         if len(self._live) >= self._settings.max_live_requests:
             raise Overloaded("too many requests at once", request_id=call.request_id, retry_after_seconds=2)
         self._live.add(call)

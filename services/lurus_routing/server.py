@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # the async stubs exist for the type checker only
 
 SERVICE = "lurus.routing.v1.RoutingService"
 # These check an API key themselves.
-OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in ("Relay", "StreamChat", "CountTokens", "ListModels"))
+_KEY_METHODS = ("Relay", "StreamChat", "CompleteChat", "CountTokens", "ListModels")
+OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in _KEY_METHODS)
 FLUSH_SECONDS = 3.0
 
 

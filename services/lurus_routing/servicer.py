@@ -14,6 +14,8 @@ from lurus.usage.v1 import usage_pb2
 from lurus_common import matching
 from lurus_common.errors import DependencyUnavailable, NotBuiltYet, NotFound
 from lurus_common.rpc import bearer_token
+from lurus_dialects.translation import DIALECTS
+from lurus_routing import typed_calls
 from lurus_routing.breaker import State
 from lurus_routing.call import duration
 from lurus_routing.candidate import Candidate
@@ -60,25 +62,28 @@ class RoutingServicer(RoutingServiceServicer):
         matches = catalog.candidates(request.dialect, request.model)
         now = time.monotonic()
         plan = make_plan(matches, self._relay.health, now, session or request.session_id, random.random)
-        rows = [self._explain(candidate, "", now) for candidate in plan.candidates]
-        rows += [self._explain(skip.candidate, skip.reason, now) for skip in plan.skipped]
+        choices = [(candidate, "") for candidate in plan.candidates]
+        choices += [(skip.candidate, skip.reason) for skip in plan.skipped]
+        rows = [
+            self._explain(candidate, reason, now, bool(request.dialect) and not candidate.is_relay)
+            for candidate, reason in choices
+        ]
         return pb.ExplainRouteResponse(candidates=rows)
 
-    async def StreamChat(
+    def StreamChat(
         self, request: chat_pb2.StreamChatRequest, context: Any
     ) -> AsyncIterator[chat_pb2.StreamChatResponse]:
-        raise _not_built("StreamChat")
-        yield  # type: ignore[unreachable]  # makes this a stream
+        return typed_calls.stream_chat(self._relay, request, bearer_token(context))
 
     async def CompleteChat(
         self, request: chat_pb2.CompleteChatRequest, context: Any
     ) -> chat_pb2.CompleteChatResponse:
-        raise _not_built("CompleteChat")
+        return await typed_calls.complete_chat(self._relay, request.request, bearer_token(context))
 
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Any
     ) -> chat_pb2.CountTokensResponse:
-        raise _not_built("CountTokens")
+        return await typed_calls.count_tokens(self._relay, request.request, bearer_token(context))
 
     async def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Any
@@ -97,7 +102,9 @@ class RoutingServicer(RoutingServiceServicer):
             return []
         return (await self._keys.authenticate(credentials)).allowed_models
 
-    def _explain(self, candidate: Candidate, skip_reason: str, now: float) -> pb.CandidateExplanation:
+    def _explain(
+        self, candidate: Candidate, skip_reason: str, now: float, is_translated: bool
+    ) -> pb.CandidateExplanation:
         health = self._relay.health
         bench = health.bench(candidate.key[:2], now)
         remaining: Duration | None = duration(bench.until - now) if bench else None
@@ -111,6 +118,8 @@ class RoutingServicer(RoutingServiceServicer):
             skip_reason=skip_reason,
             breaker=_BREAKER_STATES[health.state(candidate.key, now)],
             bench_duration=remaining,
+            dialect=DIALECTS[candidate.dialect],
+            is_translated=is_translated,
         )
 
 
