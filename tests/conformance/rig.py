@@ -155,6 +155,7 @@ class Gateway:
         self.port = mesh.ports["EDGE"]
         self.providers: list[Provider] = []
         self._default: dict[tuple[str, str], Provider] = {}
+        self._removed: set[str] = set()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "Gateway":
@@ -211,11 +212,23 @@ class Gateway:
             **fields,
         }
         await self.rest("POST", "providers", json=settings)
-        self._stack.push_async_callback(self.rest, "DELETE", f"providers/{name}")
         provider = Provider(name, dialect, model, upstream)
         self.providers.append(provider)
+        self._stack.push_async_callback(self.remove, provider)
         await self._until_known(provider)
         return provider
+
+    async def remove(self, provider: Provider) -> None:
+        """Deletes a provider, if it is still there, and waits until the gateway knows."""
+        if provider.provider_id in self._removed:
+            return
+        self._removed.add(provider.provider_id)
+        await self.rest("DELETE", f"providers/{provider.provider_id}")
+        await self.eventually(lambda: self._is_gone(provider))
+
+    async def _is_gone(self, provider: Provider) -> bool:
+        plan = await self.rest("GET", f"routes:explain?model={provider.model}")
+        return all(row["provider_id"] != provider.provider_id for row in plan.get("candidates", ()))
 
     async def _until_known(self, provider: Provider) -> None:
         deadline = time.monotonic() + KNOWN_SECONDS
@@ -270,7 +283,24 @@ class Gateway:
         provider.upstream.scripts = [
             _script(events=events, body=body, script=script, status=status, headers=answer_headers)
         ]
-        sent = self.body(client, provider.model, request, is_streaming=events is not None)
+        is_streaming = events is not None
+        return await self.ask(
+            client, provider, request, headers, is_streaming=is_streaming, path=path, seconds=seconds
+        )
+
+    async def ask(
+        self,
+        client: str,
+        provider: Provider,
+        request: Mapping[str, Any] | bytes | None = None,
+        headers: Iterable[str] = (),
+        *,
+        is_streaming: bool = False,
+        path: str = "",
+        seconds: float = ANSWER_SECONDS,
+    ) -> Told:
+        """Asks for the model of a provider, as `given` does; what it answers is set already."""
+        sent = self.body(client, provider.model, request, is_streaming=is_streaming)
         return await self.post(path or PATHS[client], sent, headers, seconds=seconds)
 
     def body(

@@ -43,7 +43,11 @@ class Mesh:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,11 +66,11 @@ class Mesh:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        eventually(self._is_up, START_SECONDS)
         self.base_url = f"http://127.0.0.1:{self.ports['EDGE']}"
+        self.http = httpx.Client(base_url=self.base_url, timeout=30)
+        eventually(self._is_up, START_SECONDS)
         self.key = (self.data_dir / "first-key").read_text().strip()
         self.admin_token = (self.data_dir / "secrets" / "admin-token").read_text().strip()
-        self.http = httpx.Client(base_url=self.base_url, timeout=30)
 
     def _is_up(self) -> bool:
         if self.process is None or self.process.poll() is not None:
