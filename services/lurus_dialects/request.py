@@ -111,7 +111,7 @@ def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
         InvalidRequest: the body is not JSON, or a field that is interpreted
             here is missing or malformed; `param` names it.
     """
-    members, spans, end = _locate(body)
+    members, spans, end = locate(body)
     model = _model(members)
     _require_turns(dialect, members)
     is_anthropic = dialect is Dialect.ANTHROPIC
@@ -146,7 +146,7 @@ def request_include_usage(body: bytes) -> bytes:
 
     Give it the result of `splice_model`, or the client's own body.
     """
-    members, spans, end = _locate(body)
+    members, spans, end = locate(body)
     if _asks_for_usage(members):
         return body
     if "stream_options" not in spans:
@@ -160,7 +160,7 @@ def request_include_usage(body: bytes) -> bytes:
 def _with_usage(options: bytes) -> bytes:
     if options == b"null":
         return b'{"include_usage":true}'
-    _, spans, end = _locate(options)
+    _, spans, end = locate(options)
     if "include_usage" in spans:
         return _spliced(options, spans["include_usage"], b"true")
     separator = b"," if spans else b""
@@ -171,8 +171,12 @@ def _spliced(body: bytes, span: Span, value: bytes) -> bytes:
     return b"".join((body[: span[0]], value, body[span[1] :]))
 
 
-def _locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
-    """Returns the members of the object `body`, where their values are, and where it ends."""
+def locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
+    """Returns the members of the JSON object `body`, where their values are, and where it ends.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
     members = _decode_members(body)
     spans: dict[str, Span] = {}
     position = body.index(b"{") + 1

@@ -17,6 +17,7 @@ from lurus_common.settings import Settings
 from lurus_dialects import translate
 from lurus_dialects.counting import count_body
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.foreign_thinking import without_foreign_thinking
 from lurus_dialects.headers import to_other_dialect, to_upstream
 from lurus_dialects.request import Peek, request_include_usage, splice_model
 from lurus_dialects.translation import Asked, Losses, Target, Written
@@ -132,6 +133,7 @@ class Outgoing:
     def _relayed(self, candidate: Candidate) -> Prepared:
         peeked = self._peeked
         body = splice_model(self._call.request.body, peeked, candidate.upstream_model)
+        body = without_foreign_thinking(peeked.dialect, body, candidate.provider_id, candidate.upstream_model)
         if peeked.dialect is Dialect.OPENAI_CHAT and peeked.is_streaming and candidate.has_stream_options:
             body = request_include_usage(body)
         return Prepared(peeked.dialect, self._target, self._headers, body)

@@ -26,6 +26,11 @@ class Plan:
     # Nobody was usable, so benches count for a short time only.
     is_last_resort: bool = False
 
+    def keep_first(self, reason: str) -> None:
+        """Leaves out all candidates but the one that is asked first."""
+        self.skipped += [Skip(candidate, reason) for candidate in self.candidates[1:]]
+        del self.candidates[1:]
+
     def skip_first(self, reason: str) -> None:
         """Leaves out the candidate that would be asked first."""
         self.skipped.append(Skip(self.candidates.pop(0), reason))

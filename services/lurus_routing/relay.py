@@ -26,6 +26,7 @@ from lurus_common.settings import Settings
 from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek, peek
 from lurus_routing import metrics
+from lurus_routing.affinity import NOT_THE_HOLDER, HeldAnswers
 from lurus_routing.attempts import Attempts, no_healthy_provider
 from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
@@ -64,6 +65,7 @@ class Relay:
         self._outbox = outbox
         self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
+        self._held = HeldAnswers()
         self._live: set[Call] = set()
 
     def take_providers(self, change: WatchProvidersResponse) -> None:
@@ -129,6 +131,7 @@ class Relay:
     def _close(self, call: Call) -> None:
         """Gives back all that a call holds. Waits for nothing, so that nothing can prevent it."""
         self._live.discard(call)
+        self._held.learn(call)
         metrics.LIVE.dec()
         call.close_upstream()
         call.alarm.close()
@@ -154,6 +157,7 @@ class Relay:
             take_first_possible(call, outgoing)
             await self._admit(call, peeked)
             answered = await self._attempts.answer(call, outgoing)
+        self._held.learn(call)
         call.http_status = answered.status
         if answered.watcher is None:
             if call.answer is not None or counts_only:
@@ -173,10 +177,13 @@ class Relay:
         matches = self.catalog.candidates(call.request.dialect, peeked.model)
         if not matches:
             raise ModelNotFound("no provider serves this model; see GET /v1/models", model=peeked.model)
+        matches = self._held.among(call, matches)
         call.prices = self.catalog.prices
         call.plan = make_plan(matches, self.health, time.monotonic(), _session(call, matches), random.random)
         if not call.plan.candidates:
             raise no_healthy_provider(self.health, matches, call.plan.is_last_resort)
+        if not self._held.is_known(call):
+            call.plan.keep_first(NOT_THE_HOLDER)
 
     async def _admit(self, call: Call, peeked: Peek) -> None:
         """Reserves money, then makes the intent durable."""

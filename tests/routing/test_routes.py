@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lurus.provider.v1 import provider_pb2
-from lurus.routing.v1 import chat_pb2, routing_pb2
+from lurus.routing.v1 import routing_pb2
 from lurus_common.errors import (
     DependencyUnavailable,
     InvalidRequest,
@@ -114,9 +114,6 @@ class TestExplainRoute:
 
 class TestNotBuilt:
     async def test_they_say_so(self, rig: Rig) -> None:
-        metadata = (("authorization", f"Bearer {rig.key}"),)
-        error = await refusal(asked(rig.stub.CountTokens(chat_pb2.CountTokensRequest(), metadata=metadata)))
-        assert isinstance(error, NotBuiltYet | InvalidRequest)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in rig.stub.WatchRoutes(routing_pb2.WatchRoutesRequest(), metadata=ADMIN):
                 pass
