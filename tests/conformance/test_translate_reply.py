@@ -46,6 +46,8 @@ async def streamed(
 ) -> Sent:
     """Returns what the client sees of a provider's stream, and checks its grammar."""
     is_ended = fields.pop("is_ended", True)
+    if client is R:
+        fields["include"] = ["reasoning.encrypted_content"]
     request = request_of(client, stream=True, tools=TOOLS[client], **fields)
     return await ask(gateway, client, provider, request, answer=stream(list(chunks), is_ended=is_ended))
 
@@ -269,4 +271,7 @@ class TestAnthropicProvider:
         assert sent.told.text == "intact" and sent.told.is_complete
         assert sent.told.kinds == ["text"]
         assert b"hologram" not in sent.body
-        assert await gateway.reply_losses() > 0
+        metrics = await gateway.http.get("/metrics")
+        counted = f'lurus_lost_events_total{{provider="{sent.provider.provider_id}"}}'
+        # The unknown delta, the unknown block and the unknown event, and what belongs to them.
+        assert float(metrics.text.partition(f"\n{counted} ")[2].split("\n")[0]) >= 3
