@@ -44,7 +44,7 @@ gen: $(VENV)/.dev ## Generates gen/ from proto/
 	$(BIN)/buf lint
 	$(BIN)/python proto/generate.py
 
-lock: $(VENV)/.dev ## Resolves the three lock files anew
+lock: $(VENV)/.dev ## Resolves the lock files of Python anew
 	$(BIN)/python deploy/lock.py
 
 clean: ## Removes the environment and the local data of `make up`
@@ -68,10 +68,13 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	@touch $@
 
-# The Codex CLI, for the tests that drive it; without npm those are skipped and say so.
-$(VENV)/.clients: $(VENV)/.uv tests/clients/package-lock.json
+# The clients that tests drive: command-line ones and SDKs of npm, and LangChain in an environment of its
+# own. Tests of what is not here are skipped and say so.
+$(VENV)/.clients: $(VENV)/.uv tests/clients/package-lock.json tests/clients/requirements.lock
 	@if command -v npm >/dev/null; then \
-	  echo "Installing the command-line clients that tests drive (once) ..."; \
-	  npm ci --prefix tests/clients --silent --no-audit --no-fund || echo "npm failed: tests of the Codex CLI are skipped"; \
-	else echo "npm is not here: tests of the Codex CLI are skipped"; fi
+	  echo "Installing the clients that tests drive (once) ..."; \
+	  npm ci --prefix tests/clients --silent --no-audit --no-fund || echo "npm failed: tests of its clients are skipped"; \
+	else echo "npm is not here: tests of its clients are skipped"; fi
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python tests/clients/.venv
+	@$(BIN)/uv pip install --quiet --python tests/clients/.venv/bin/python --require-hashes -r tests/clients/requirements.lock
 	@touch $@

@@ -6,6 +6,7 @@
 | requirements.lock | `make up`: the runtime and the embedded stores |
 | deploy/requirements.lock | the container image: the runtime alone |
 | requirements-uv.lock | the installer itself |
+| tests/clients/requirements.lock | LangChain, which tests drive in an environment of its own |
 """
 
 import subprocess
@@ -30,6 +31,7 @@ def main() -> None:
     compile_lock("pyproject.toml", widest, ("embedded", "sdk", "build", "dev"))
     compile_lock("pyproject.toml", "requirements.lock", ("embedded", "build"), widest)
     compile_lock("pyproject.toml", "deploy/requirements.lock", ("build",), widest)
+    compile_lock("tests/clients/requirements.in", "tests/clients/requirements.lock")
     subprocess.run(
         [*COMPILE, *OPTIONS, "-", "--constraint", widest, "--output-file", "requirements-uv.lock"],
         input="uv\n",

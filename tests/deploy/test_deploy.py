@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SERVICES = {"edge", "routing", "provider", "billing", "log"}
 STORES = {"postgres", "nats", "valkey", "clickhouse"}
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-uv.lock", "deploy/requirements.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-dev.lock",
+    "requirements-uv.lock",
+    "deploy/requirements.lock",
+    "tests/clients/requirements.lock",
+)
 
 
 @pytest.fixture

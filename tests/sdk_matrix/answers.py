@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from tests.sdk_matrix import facts
@@ -66,9 +67,19 @@ def body(dialect: str, answer: Answer) -> dict[str, Any]:
     return {"A": _a_body, "C": _c_body, "R": _r_body}[dialect](answer)
 
 
-def pieces(dialect: str, answer: Answer, has_usage: bool) -> list[bytes]:
-    """Returns a streamed answer; without its end if a fault cuts it."""
-    return {"A": _a_pieces, "C": _c_pieces, "R": _r_pieces}[dialect](answer, has_usage)
+def pieces(dialect: str, answer: Answer, *, has_usage: bool, interleaves: bool) -> list[bytes]:
+    """Returns a streamed answer; without its end if a fault cuts it.
+
+    Args:
+        dialect: A, C or R.
+        answer: what is said.
+        has_usage: of C: whether the client asked for it.
+        interleaves: of C: whether fragments of parallel calls come by turns, as some servers send them
+            and no SDK of the vendor's understands.
+    """
+    if dialect == "C":
+        return _c_pieces(answer, has_usage, interleaves)
+    return _a_pieces(answer) if dialect == "A" else _r_pieces(answer)
 
 
 def call_id(dialect: str, number: int) -> str:
@@ -95,14 +106,19 @@ def _a_body(answer: Answer) -> dict[str, Any]:
     if answer.text:
         content.append({"type": "text", "text": "".join(answer.text)})
     content += [
-        {"type": "tool_use", "id": call_id("A", call.number), "name": call.name, "input": json.loads(call.arguments)}
+        {
+            "type": "tool_use",
+            "id": call_id("A", call.number),
+            "name": call.name,
+            "input": json.loads(call.arguments),
+        }
         for call in answer.calls
     ]
     usage = {**A_USAGE, "output_tokens": facts.OUTPUT_TOKENS}
     return streams.a_body(content, _a_stop(answer), usage=usage)
 
 
-def _a_pieces(answer: Answer, has_usage: bool) -> list[bytes]:
+def _a_pieces(answer: Answer) -> list[bytes]:
     found, index = [streams.a_start(A_USAGE), streams.named("ping")], 0
     if answer.thinking:
         found.append(streams.a_open(index, {"type": "thinking", "thinking": "", "signature": ""}))
@@ -120,7 +136,9 @@ def _a_pieces(answer: Answer, has_usage: bool) -> list[bytes]:
     for call in answer.calls:
         found.append(streams.a_tool(index, call_id("A", call.number), call.name, "", *call.fragments()))
         index += 1
-    return [*found, streams.a_end(_a_stop(answer), facts.OUTPUT_TOKENS)]
+    change = {"stop_reason": _a_stop(answer), "stop_sequence": None}
+    usage = {**A_USAGE, "output_tokens": facts.OUTPUT_TOKENS}
+    return [*found, streams.named("message_delta", delta=change, usage=usage), streams.named("message_stop")]
 
 
 def _a_stop(answer: Answer) -> str:
@@ -146,21 +164,22 @@ def _c_body(answer: Answer) -> dict[str, Any]:
     return streams.c_body(message, _c_finish(answer), usage=C_USAGE)
 
 
-def _c_pieces(answer: Answer, has_usage: bool) -> list[bytes]:
+def _c_pieces(answer: Answer, has_usage: bool, interleaves: bool) -> list[bytes]:
     found = [streams.c_start()]
     found += [streams.c_chunk({"reasoning_content": part}) for part in answer.thinking]
     found += [streams.c_text(part) for part in answer.text]
     if answer.fault:
         event = b'data: {"error":{"message":"Overloaded","type":"server_error","param":null,"code":null}}\n\n'
         return [*found, event] if answer.fault == "error" else found
-    found += [streams.c_call(at, call_id("C", call.number), call.name) for at, call in enumerate(answer.calls)]
-    # Fragments of parallel calls come by turns.
-    fragments = [call.fragments() for call in answer.calls]
-    for row in range(max(map(len, fragments), default=0)):
-        found += [
-            streams.c_arguments(at, parts[row]) for at, parts in enumerate(fragments) if row < len(parts)
-        ]
+    calls = [_c_fragments(at, call) for at, call in enumerate(answer.calls)]
+    rows = zip_longest(*calls, fillvalue=b"") if interleaves else calls
+    found += [fragment for row in rows for fragment in row if fragment]
     return [*found, streams.c_finish(_c_finish(answer), C_USAGE if has_usage else None)]
+
+
+def _c_fragments(at: int, call: Call) -> list[bytes]:
+    first = streams.c_call(at, call_id("C", call.number), call.name)
+    return [first, *(streams.c_arguments(at, part) for part in call.fragments())]
 
 
 def _c_finish(answer: Answer) -> str:
@@ -176,7 +195,7 @@ def _r_body(answer: Answer) -> dict[str, Any]:
     return streams.r_body(stream.items, **_r_end(answer))
 
 
-def _r_pieces(answer: Answer, has_usage: bool) -> list[bytes]:
+def _r_pieces(answer: Answer) -> list[bytes]:
     stream = streams.ResponsesStream()
     found = [_echoing(stream.start())]
     if not answer.fault:

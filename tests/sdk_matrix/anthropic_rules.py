@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from anthropic.types.beta.message_create_params import MessageCreateParams as BetaParams
@@ -49,14 +50,19 @@ def _read_settings(view: View, body: dict[str, Any]) -> None:
     view.need(1024 <= budget < body["max_tokens"] or not view.wants_thinking, "budget_tokens out of range")
     if view.wants_thinking:
         view.need(body.get("temperature", 1) == 1, "temperature with thinking")
-        view.need((body.get("tool_choice") or {}).get("type") not in ("any", "tool"), "forced tool with thinking")
+        view.need(
+            (body.get("tool_choice") or {}).get("type") not in ("any", "tool"), "forced tool with thinking"
+        )
     view.need(0 <= body.get("temperature", 1) <= 1, "temperature out of range")
 
 
 def _read_messages(view: View, messages: list[dict[str, Any]], signatures: frozenset[str]) -> None:
     view.need(bool(messages) and messages[0]["role"] == "user", "the first message is not the user's")
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    view.need(all(one != two for one, two in zip(roles, roles[1:], strict=False)), f"roles do not alternate: {roles}")
+    view.need(
+        all(one != two for one, two in pairwise(roles)),
+        f"roles do not alternate: {roles}",
+    )
     waiting: list[str] = []
     for at, message in enumerate(messages):
         blocks = _blocks(message["content"])

@@ -6,11 +6,18 @@ from typing import Any
 
 from openai.types.chat.completion_create_params import CompletionCreateParams
 from tests.sdk_matrix.typed import problems_of
-from tests.sdk_matrix.view import CALL_ID, TOOL_NAME, View
+from tests.sdk_matrix.view import CALL_ID, TOOL_NAME, View, without_echoes
 
 
-def read(body: dict[str, Any]) -> View:
-    """Returns what a request says, with all that is wrong with it."""
+def read(body: dict[str, Any], *, is_relayed: bool) -> View:
+    """Returns what a request says, with all that is wrong with it.
+
+    Args:
+        body: parsed JSON.
+        is_relayed: whether the client wrote it so; it may hold what SDKs give back of an answer.
+    """
+    if is_relayed:
+        body = {**body, "messages": without_echoes(body["messages"])}
     view = View(is_streaming=body.get("stream") is True, problems=problems_of(body, CompletionCreateParams))
     if view.problems:
         return view

@@ -8,9 +8,7 @@ QUESTION = "What is the weather in Zürich? 世界 😀"
 EARLIER_QUESTION = "Are you there?"
 EARLIER_ANSWER = "I am."
 # A white pixel.
-IMAGE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
-)
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 MAX_TOKENS = 4000
 
 TEXT = ("Grüße aus Zürich: ", "21.5° ", "und ", "sonnig 🌞.\n", "世界 ", "\u2028end")

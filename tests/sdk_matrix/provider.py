@@ -21,6 +21,7 @@ from typing import Any, Self
 from aiohttp import web
 from tests.sdk_matrix import anthropic_rules, chat_rules, facts, responses_rules
 from tests.sdk_matrix.answers import ENCRYPTED, SIGNATURE, Answer, Call, body, pieces
+from tests.sdk_matrix.clients import CLIENTS
 from tests.sdk_matrix.view import View
 
 SECRET = "secret-of-the-scripted-provider"
@@ -94,9 +95,11 @@ class ScriptedProvider:
         dialect = _DIALECTS[request.path]
         sent = json.loads(await request.read())
         headers = {name.lower(): value for name, value in request.headers.items()}
-        view = read(dialect, sent, headers)
-        scenario = str(sent.get("model")).partition("/")[0]
-        self.records[dialect, str(sent.get("model"))].append(Record(sent, headers, view))
+        model = str(sent.get("model"))
+        scenario, _, client = model.partition("/")
+        is_relayed = dialect == CLIENTS[client].dialect
+        view = read(dialect, sent, headers, is_relayed=is_relayed)
+        self.records[dialect, model].append(Record(sent, headers, view))
         if view.problems:
             return _refusal(dialect, 400, "strict: " + "; ".join(view.problems))
         if scenario in STATUSES:
@@ -104,16 +107,19 @@ class ScriptedProvider:
         answer = answer_of(scenario, view)
         if not view.is_streaming:
             return _plain(dialect, answer)
-        return await _stream(request, dialect, answer, view)
+        chunks = pieces(dialect, answer, has_usage=view.has_usage, interleaves=not is_relayed)
+        return await _stream(request, chunks, is_cut=answer.fault == "cut")
 
 
-def read(dialect: str, sent: dict[str, Any], headers: dict[str, str]) -> View:
+def read(dialect: str, sent: dict[str, Any], headers: dict[str, str], *, is_relayed: bool) -> View:
     """Returns what a request says, with all that is wrong with it."""
     if dialect == "A":
         view = anthropic_rules.read(sent, headers, frozenset({SIGNATURE}))
+    elif dialect == "C":
+        view = chat_rules.read(sent, is_relayed=is_relayed)
     else:
-        view = chat_rules.read(sent) if dialect == "C" else responses_rules.read(sent, frozenset({ENCRYPTED}))
-    presented = (headers.get("x-api-key") or headers.get("authorization","")[7:]) if dialect == "A" else headers.get("authorization", "")[7:]
+        view = responses_rules.read(sent, frozenset({ENCRYPTED}), is_relayed=is_relayed)
+    presented = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
     view.need(presented == SECRET, "the credential is not the provider's")
     view.need("x-lurus-strict" not in headers, "a header of the gateway")
     return view
@@ -146,15 +152,13 @@ def _plain(dialect: str, answer: Answer) -> web.Response:
     return web.json_response(body(dialect, answer), headers=_ids())
 
 
-async def _stream(
-    request: web.Request, dialect: str, answer: Answer, view: View
-) -> web.StreamResponse:
+async def _stream(request: web.Request, chunks: list[bytes], *, is_cut: bool) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", **_ids()})
     await response.prepare(request)
-    for piece in pieces(dialect, answer, view.has_usage):
-        await response.write(piece)
+    for chunk in chunks:
+        await response.write(chunk)
         await asyncio.sleep(0)
-    if answer.fault == "cut" and request.transport is not None:
+    if is_cut and request.transport is not None:
         request.transport.close()
     return response
 

@@ -72,7 +72,7 @@ def _drive_anthropic(sdk: anthropic.Anthropic, scenario: str, model: str) -> Res
     if scenario == "thinking":
         request["thinking"] = {"type": "enabled", "budget_tokens": 2048}
     elif scenario == "thinking_streamed":
-        request["thinking"] = {"type": "adaptive"}
+        request["thinking"] = {"type": "adaptive", "display": "summarized"}
     if scenario == "schema":
         parsed = sdk.messages.parse(**request, messages=messages, output_format=Report)
         return {"parsed": parsed.parsed_output.model_dump() if parsed.parsed_output else None}
@@ -249,9 +249,7 @@ def _loop_responses(sdk: openai.OpenAI, request: dict[str, Any], items: Any, str
             "".join(part.text for part in item.summary) for item in answer.output if item.type == "reasoning"
         ]
         calls = [item for item in answer.output if item.type == "function_call"]
-        result["calls"] += [
-            {"name": call.name, "arguments": json.loads(call.arguments)} for call in calls
-        ]
+        result["calls"] += [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
         usage = answer.usage
         result["usage"] = _usage(
             usage.input_tokens, usage.input_tokens_details.cached_tokens, usage.output_tokens

@@ -6,26 +6,31 @@ from typing import Any
 
 from openai.types.responses.response_create_params import ResponseCreateParams
 from tests.sdk_matrix.typed import problems_of
-from tests.sdk_matrix.view import CALL_ID, TOOL_NAME, View
+from tests.sdk_matrix.view import CALL_ID, TOOL_NAME, View, without_echoes
 
 
-def read(body: dict[str, Any], encrypted: frozenset[str]) -> View:
+def read(body: dict[str, Any], encrypted: frozenset[str], *, is_relayed: bool) -> View:
     """Returns what a request says, with all that is wrong with it.
 
     Args:
         body: parsed JSON.
         encrypted: the only contents that items of reasoning may have.
+        is_relayed: whether the client wrote it so; it may hold what SDKs give back of an answer.
     """
     items = body.get("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
+    if is_relayed:
+        items = without_echoes(items)
     view = View(is_streaming=body.get("stream") is True)
     view.problems = problems_of({**body, "input": items}, ResponseCreateParams)
     if view.problems:
         return view
     view.max_tokens = body.get("max_output_tokens")
     view.need("previous_response_id" not in body, "previous_response_id: nothing is kept here")
-    view.wants_thinking = (body.get("reasoning") or {}).get("effort") not in (None, "none")
+    reasoning = body.get("reasoning") or {}
+    asks = reasoning.get("effort") not in (None, "none") or bool(reasoning.get("summary"))
+    view.wants_thinking = asks and "reasoning.encrypted_content" in (body.get("include") or ())
     _read_tools(view, body)
     if body.get("instructions"):
         view.add_text("system", body["instructions"])
@@ -43,7 +48,9 @@ def _read_tools(view: View, body: dict[str, Any]) -> None:
         view.tools.append(
             {"name": tool["name"], "schema": tool.get("parameters"), "description": tool.get("description")}
         )
-    view.need(bool(view.tools) or body.get("tool_choice") in (None, "auto", "none"), "tool_choice without tools")
+    view.need(
+        bool(view.tools) or body.get("tool_choice") in (None, "auto", "none"), "tool_choice without tools"
+    )
     form = (body.get("text") or {}).get("format") or {}
     if form.get("type") == "json_schema":
         view.need(bool(re.fullmatch(TOOL_NAME, form["name"])), f"text.format.name: {form['name']!r}")
@@ -96,7 +103,9 @@ def _read_message(view: View, item: dict[str, Any], path: str) -> None:
 
 def _read_call(view: View, item: dict[str, Any], path: str) -> None:
     view.need(bool(re.fullmatch(CALL_ID, item["call_id"])), f"{path}: call_id {item['call_id']!r}")
-    view.need(item.get("id", "fc_").startswith("fc_"), f"{path}: id {item.get('id')!r} does not begin with fc_")
+    view.need(
+        item.get("id", "fc_").startswith("fc_"), f"{path}: id {item.get('id')!r} does not begin with fc_"
+    )
     try:
         is_object = isinstance(json.loads(item["arguments"]), dict)
     except ValueError:

@@ -7,15 +7,17 @@ from collections.abc import Iterable as AbcIterable
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
-from typing_extensions import Annotated, NotRequired, Required, get_type_hints, is_typeddict
+from typing_extensions import get_type_hints, is_typeddict
 
 # Which fields the vendors' servers do without although their types say required.
 OPTIONAL = {
     ("ResponseOutputMessageParam", "id"),
     ("ResponseOutputMessageParam", "status"),
     ("ResponseOutputTextParam", "annotations"),
+    ("ResponseInputImageParam", "detail"),
+    ("FunctionToolParam", "strict"),
 }
 MAX_PROBLEMS = 5
 # Fields that tell the members of a union apart.
@@ -133,7 +135,7 @@ def _of_dict(value: Any, expected: Any, path: str) -> list[str]:
 def _fields(expected: Any) -> tuple[dict[str, Any], frozenset[str], bool]:
     """Returns a TypedDict's fields, the names of the required ones, and whether it allows more."""
     hints = get_type_hints(expected, include_extras=True)
-    required = {name for name in _declared_required(expected, hints)}
+    required = _declared_required(expected, hints)
     required -= {name for owner, name in OPTIONAL if owner == expected.__name__}
     config = getattr(expected, "__pydantic_config__", None) or {}
     return hints, frozenset(required), config.get("extra") == "allow"
@@ -142,7 +144,9 @@ def _fields(expected: Any) -> tuple[dict[str, Any], frozenset[str], bool]:
 def _declared_required(expected: Any, hints: dict[str, Any]) -> set[str]:
     bases = [base for base in getattr(expected, "__orig_bases__", ()) if is_typeddict(base)]
     inherited = {name for base in bases for name in _fields(base)[0]}
-    found = {name for base in bases for name in _declared_required(base, get_type_hints(base, include_extras=True))}
+    found = {
+        name for base in bases for name in _declared_required(base, get_type_hints(base, include_extras=True))
+    }
     for name, hint in hints.items():
         if name not in inherited:
             is_required = get_origin(hint) is Required

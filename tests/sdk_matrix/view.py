@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+CALL_ID = r"[A-Za-z0-9_-]{1,64}"
+TOOL_NAME = r"[A-Za-z0-9_-]{1,64}"
+
 
 @dataclass(slots=True)
 class View:
@@ -41,5 +44,14 @@ class View:
             self.problems.append(problem)
 
 
-CALL_ID = r"[A-Za-z0-9_-]{1,64}"
-TOOL_NAME = r"[A-Za-z0-9_-]{1,64}"
+# What SDKs give back of an answer although requests have no such fields; the vendors let it pass.
+_ECHOES = ("annotations", "parsed", "parsed_arguments", "index", "reasoning_content")
+
+
+def without_echoes(value: Any) -> Any:
+    """Returns JSON without what SDKs give back of answers."""
+    if isinstance(value, list):
+        return [without_echoes(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_echoes(item) for name, item in value.items() if name not in _ECHOES}
+    return value
