@@ -26,6 +26,7 @@ class Answer:
         sequence_number: of the last Responses event; -1 before the first.
         response_id, response_model, stop_reason: in the provider's words.
         broken_event_count: events that are not JSON of the dialect.
+        lost_event_count: events and blocks that a client of another dialect cannot be told.
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -42,6 +43,7 @@ class Answer:
         self.response_model = ""
         self.stop_reason = ""
         self.broken_event_count = 0
+        self.lost_event_count = 0
         self.done_items: list[bytes] = []
         self._done_item_bytes = 0
         self._delta_bytes = 0

@@ -116,6 +116,8 @@ class TranslatedStream(Answer):
             if not self.error_seen:
                 self.note_error(error_body(event.error))
             return self._error_event()
+        elif kind == "vendor_event":
+            self.lost_event_count += 1
         return self._writer.write(event)
 
     def _error_event(self) -> bytes:

@@ -18,6 +18,9 @@ COST = Counter("lurus_cost_nano_usd", "What accounts pay, in nano-USD.", ["provi
 UNPRICED = Counter("lurus_unpriced_requests", "Requests whose model has no price.", ["provider"])
 SUSPECT = Counter("lurus_suspect_usage", "Usage reports with counts that cannot be true.", ["provider"])
 BROKEN = Counter("lurus_broken_events", "Events of providers that could not be read.", ["provider"])
+LOST_EVENTS = Counter(
+    "lurus_lost_events", "Events of providers that a client of another dialect cannot be told.", ["provider"]
+)
 LOST_FIELDS = Counter(
     "lurus_lost_fields",
     "Fields of requests that the provider's dialect could not take; `warned` were named to the client.",
@@ -38,6 +41,7 @@ class ProviderMetrics:
         self.unpriced = UNPRICED.labels(provider_id)
         self.suspect = SUSPECT.labels(provider_id)
         self.broken = BROKEN.labels(provider_id)
+        self.lost = LOST_EVENTS.labels(provider_id)
         self.first_event = FIRST_EVENT.labels(provider_id)
 
 

@@ -93,3 +93,5 @@ def _count(call: Call, event: UsageEvent) -> None:
             provider.suspect.inc(suspect_count)
         if call.answer.broken_event_count:
             provider.broken.inc(call.answer.broken_event_count)
+        if call.answer.lost_event_count:
+            provider.lost.inc(call.answer.lost_event_count)
