@@ -28,6 +28,7 @@ LLM_PATHS = {
     "/v1/messages/count_tokens": Dialect.ANTHROPIC,
     "/v1/chat/completions": Dialect.OPENAI_CHAT,
     "/v1/responses": Dialect.OPENAI_RESPONSES,
+    "/v1/responses/input_tokens": Dialect.OPENAI_RESPONSES,
 }
 MAX_SHOWN_PATH = 256
 TELEMETRY_OFF = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}

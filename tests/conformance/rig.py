@@ -218,6 +218,19 @@ class Gateway:
         await self._until_known(provider)
         return provider
 
+    async def account(self, amount_nano_usd: int = 10**9) -> tuple[str, str]:
+        """Returns the id of a new account with so much money, and a key of it."""
+        account_id = f"acct_{next(_names)}"
+        await self.rest("POST", "accounts", json={"account_id": account_id})
+        credit = {
+            "transaction_id": f"tx_{account_id}",
+            "account_id": account_id,
+            "kind": "TRANSACTION_KIND_TOP_UP",
+            "amount_nano_usd": str(amount_nano_usd),
+        }
+        await self.rest("POST", "transactions", json=credit)
+        return account_id, (await self.rest("POST", "keys", json={"account_id": account_id}))["secret"]
+
     async def remove(self, provider: Provider) -> None:
         """Deletes a provider, if it is still there, and waits until the gateway knows."""
         if provider.provider_id in self._removed:

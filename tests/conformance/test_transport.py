@@ -439,6 +439,13 @@ class TestEndpoints:
         query = path.partition("?")[2]
         assert told.upstream.target == PATHS[dialect] + (f"?{query}" if query else "")
 
+    @pytest.mark.parametrize("path", ["/v1/responses/input_tokens", "/responses/input_tokens"])
+    async def test_H19_counting_for_responses_has_a_path_too(self, gateway: Gateway, path: str) -> None:
+        counted = {"object": "response.input_tokens", "input_tokens": 17}
+        told = await gateway.given("R", "R", body=counted, path=path)
+        assert (told.status, told.json()) == (200, counted)
+        assert told.upstream.target == "/v1/responses/input_tokens"
+
     async def test_H19_a_query_is_not_forwarded_to_another_dialect(self, gateway: Gateway) -> None:
         told = await gateway.given("A", "C", body=plain_body("C"), path="/v1/messages?beta=true")
         assert told.status == 200

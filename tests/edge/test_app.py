@@ -130,7 +130,13 @@ class TestPages:
 
 class TestPaths:
     async def test_h19_paths_work_with_and_without_the_prefix_and_never_redirect(self, edge: Any) -> None:
-        paths = ["/messages", "/messages/count_tokens", "/responses", "/chat/completions"]
+        paths = [
+            "/messages",
+            "/messages/count_tokens",
+            "/responses",
+            "/responses/input_tokens",
+            "/chat/completions",
+        ]
         for path in paths:
             for spelled in (path, "/v1" + path, f"/v1{path}?beta=true&x=1"):
                 status, _, _ = await edge.call("POST", spelled, json={}, headers=KEY)
