@@ -1,4 +1,4 @@
-"""Balances, quotas and leases in PostgreSQL.
+"""Balances, quotas, leases and what is left in PostgreSQL.
 
 Everything that changes what may be spent, settlements too, happens under the
 lock of the account's row in `ledger_account`, and by the database's clock.
@@ -43,6 +43,10 @@ _LEASES = """
 SELECT granted_nano_usd, settled_nano_usd, declared_spent_nano_usd, expire_time
 FROM billing.lease WHERE account_id = $1 AND expire_time > $2
 """
+_RESERVED = """
+SELECT coalesce(sum(reserved_nano_usd), 0)::bigint FROM billing.reservation
+WHERE account_id = $1 AND state = $3 AND expire_time > $2
+"""
 # Returning a lease again keeps the greater amount, and does not keep it for longer.
 _RETURN = """
 UPDATE billing.lease SET
@@ -69,7 +73,9 @@ VALUES ($1, $2, $3, $4) ON CONFLICT (account_id) DO UPDATE SET
 
 
 @dataclass(frozen=True, slots=True)
-class _Budget:
+class Budget:
+    """What an account has at a moment, and what decides what it may spend."""
+
     now: datetime
     periods: Periods
     funds: Funds
@@ -91,13 +97,7 @@ class BudgetStore:
             NotFound: if there is no such account.
         """
         async with transaction(self._pool, read_only=True) as connection:
-            funds = (await _budget(connection, account_id)).funds
-        return pb.GetBalanceResponse(
-            account_id=account_id,
-            balance_nano_usd=funds.balance_nano_usd,
-            leased_nano_usd=funds.leased_nano_usd,
-            available_nano_usd=leases.available(funds),
-        )
+            return _balance(account_id, await read_budget(connection, account_id))
 
     async def quota(self, account_id: str) -> pb.GetQuotaResponse:
         """Returns an account's caps and what is used of each.
@@ -106,21 +106,17 @@ class BudgetStore:
             NotFound: if there is no such account.
         """
         async with transaction(self._pool, read_only=True) as connection:
-            budget = await _budget(connection, account_id)
-        daily, monthly, total = budget.funds.caps
-        return pb.GetQuotaResponse(
-            account_id=account_id,
-            quota=pb.Quota(
-                daily_limit_nano_usd=daily.limit_nano_usd,
-                monthly_limit_nano_usd=monthly.limit_nano_usd,
-                total_limit_nano_usd=total.limit_nano_usd,
-            ),
-            daily_used_nano_usd=daily.used_nano_usd,
-            monthly_used_nano_usd=monthly.used_nano_usd,
-            total_used_nano_usd=total.used_nano_usd,
-            daily_reset_time=_timestamp(budget.periods.day_end),
-            monthly_reset_time=_timestamp(budget.periods.month_end),
-        )
+            return _quota(account_id, await read_budget(connection, account_id))
+
+    async def both(self, account_id: str) -> pb.WatchBudgetResponse:
+        """Returns balance and quota of one moment.
+
+        Raises:
+            NotFound: if there is no such account.
+        """
+        async with transaction(self._pool, read_only=True) as connection:
+            budget = await read_budget(connection, account_id)
+        return pb.WatchBudgetResponse(balance=_balance(account_id, budget), quota=_quota(account_id, budget))
 
     async def set_quota(self, account_id: str, quota: pb.Quota) -> pb.Quota:
         """Sets all caps of an account.
@@ -129,7 +125,7 @@ class BudgetStore:
             NotFound: if there is no such account.
         """
         async with transaction(self._pool) as connection:
-            await _budget(connection, account_id)
+            await read_budget(connection, account_id)
             await connection.execute(
                 _SET_QUOTA,
                 account_id,
@@ -148,9 +144,9 @@ class BudgetStore:
             InvalidRequest: if the previous lease is another account's.
         """
         async with transaction(self._pool) as connection:
-            now = await _lock(connection, request.account_id)
+            now = await lock_account(connection, request.account_id)
             await self._take_back(connection, request, now)
-            budget = await _budget(connection, request.account_id, now)
+            budget = await read_budget(connection, request.account_id, now)
             if budget.is_closed:
                 raise FailedPrecondition("the account is closed", resource="account", id=request.account_id)
             granted = leases.grant(budget.funds, request.amount_nano_usd, self._lease_nano_usd)
@@ -188,13 +184,45 @@ class BudgetStore:
         )
 
 
+def _balance(account_id: str, budget: Budget) -> pb.GetBalanceResponse:
+    funds = budget.funds
+    return pb.GetBalanceResponse(
+        account_id=account_id,
+        balance_nano_usd=funds.balance_nano_usd,
+        leased_nano_usd=funds.leased_nano_usd,
+        available_nano_usd=leases.available(funds),
+        reserved_nano_usd=funds.reserved_nano_usd,
+    )
+
+
+def _quota(account_id: str, budget: Budget) -> pb.GetQuotaResponse:
+    daily, monthly, total = budget.funds.caps
+    held = budget.funds.held_nano_usd
+    return pb.GetQuotaResponse(
+        account_id=account_id,
+        quota=pb.Quota(
+            daily_limit_nano_usd=daily.limit_nano_usd,
+            monthly_limit_nano_usd=monthly.limit_nano_usd,
+            total_limit_nano_usd=total.limit_nano_usd,
+        ),
+        daily_used_nano_usd=daily.used_nano_usd,
+        monthly_used_nano_usd=monthly.used_nano_usd,
+        total_used_nano_usd=total.used_nano_usd,
+        daily_reset_time=_timestamp(budget.periods.day_end),
+        monthly_reset_time=_timestamp(budget.periods.month_end),
+        daily_left_nano_usd=daily.left(held),
+        monthly_left_nano_usd=monthly.left(held),
+        total_left_nano_usd=total.left(held),
+    )
+
+
 def _timestamp(time: datetime) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromDatetime(time)
     return timestamp
 
 
-async def _lock(connection: Connection, account_id: str) -> datetime:
+async def lock_account(connection: Connection, account_id: str) -> datetime:
     """Locks an account's row and returns the database's time once it is ours.
 
     Raises:
@@ -210,7 +238,12 @@ def _not_found(account_id: str) -> NotFound:
     return NotFound("no such account", resource="account", id=account_id)
 
 
-async def _budget(connection: Connection, account_id: str, now: datetime | None = None) -> _Budget:
+async def read_budget(connection: Connection, account_id: str, now: datetime | None = None) -> Budget:
+    """Returns what an account has, now by the database's clock if no moment is given.
+
+    Raises:
+        NotFound: if there is no such account.
+    """
     row = await connection.fetchrow(_STANDING, account_id)
     if row is None:
         raise _not_found(account_id)
@@ -223,6 +256,7 @@ async def _budget(connection: Connection, account_id: str, now: datetime | None 
         Cap(row["monthly_limit"], used["monthly"], periods.month_end),
         Cap(row["total_limit"], row["used_nano_usd"], None),
     )
+    reserved = await connection.fetchval(_RESERVED, account_id, now, pb.RESERVATION_STATE_OPEN)
     leased = leases.leased(lent, now)
-    funds = Funds(row["balance_nano_usd"], row["credit_limit_nano_usd"], leased, caps)
-    return _Budget(now, periods, funds, row["is_closed"])
+    funds = Funds(row["balance_nano_usd"], row["credit_limit_nano_usd"], leased, caps, reserved)
+    return Budget(now, periods, funds, row["is_closed"])

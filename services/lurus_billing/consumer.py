@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 
 from nats.aio.client import Client
+from protovalidate import Validator
 
+from lurus.billing.v1.billing_pb2 import DeadLetter
 from lurus.usage.v1.usage_pb2 import UsageEvent
-from lurus_billing import ledger
+from lurus_billing import dead_letters, ledger
 from lurus_billing.metrics import count_settled
 from lurus_billing.store import DATA_ERRORS, LedgerStore
 from lurus_common import bus
 from lurus_common.consumer import UsageConsumer
-from lurus_common.errors import DependencyUnavailable, InvalidRequest
+from lurus_common.errors import Conflict, DependencyUnavailable, InvalidRequest
+from lurus_common.rpc import check_rules
 
 DURABLE = "billing"
 
@@ -29,6 +32,7 @@ class UsageBus:
         self._client: Client | None = None
         self._consumer: UsageConsumer | None = None
         self._problem = ""
+        self._validator = Validator()
 
     async def problems(self) -> dict[str, str]:
         """What an operator has to mend: a bus that is away mends itself, a wrong stream does not."""
@@ -81,6 +85,25 @@ class UsageBus:
         except (bus.NatsError, OSError) as error:
             raise _away() from error
         return bool(ack.duplicate)
+
+    async def replay(self, letter: DeadLetter) -> None:
+        """Books the event of a parked letter as if it came from the bus now; once, however often.
+
+        Raises:
+            FailedPrecondition: if it still cannot be booked.
+            Conflict: if its request is booked with another content.
+        """
+        event = dead_letters.replayable(letter)
+        try:
+            check_rules(self._validator, event)
+            settled = await self._store.settle([event])
+        except DATA_ERRORS as error:
+            raise dead_letters.unbookable(letter, str(error)) from error
+        count_settled(settled)
+        if not settled.count and not settled.repeat_count and not ledger.is_idle(ledger.usage_entry(event)):
+            raise Conflict(
+                "the request is booked with another content", resource="receipt", id=event.request_id
+            )
 
     async def _settle(self, events: Sequence[UsageEvent]) -> None:
         count_settled(await self._store.settle(events))

@@ -6,44 +6,30 @@ a wake-up too many or too few loses nothing.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 
-import asyncpg
-
 from lurus.billing.v1 import billing_pb2 as pb
-from lurus_billing.key_store import CHANNEL, START, KeyStore
-from lurus_common import postgres
-from lurus_common.errors import LurusError, Overloaded
-
-log = logging.getLogger(__name__)
+from lurus_billing.key_store import START, KeyStore
+from lurus_common.errors import Overloaded
 
 POLL_SECONDS = 2.0
-RETRY_SECONDS = 0.5
 
 
 class KeyWatch:
     """Wakes all streams of one process.
 
     Args:
-        pool: one of its connections listens, for as long as the process runs.
         keys: where the changes come from.
     """
 
-    def __init__(self, pool: asyncpg.Pool, keys: KeyStore) -> None:
-        self._pool = pool
+    def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
         self._changed = asyncio.Event()
         self._is_closing = False
 
-    async def run(self) -> None:
-        """Listens until cancelled; a connection that fails is replaced."""
-        while True:
-            try:
-                await self._listen()
-            except LurusError as error:
-                log.warning("key changes are polled: %s", error.message)
-            await asyncio.sleep(RETRY_SECONDS)
+    def heard(self, _: str | None) -> None:
+        """Takes a notification that the table has changed, or may have."""
+        self._wake()
 
     def close(self) -> None:
         """Ends all streams."""
@@ -68,19 +54,6 @@ class KeyWatch:
             if not grants:
                 await _wait(changed)
         raise Overloaded("the service is stopping; watch another one")
-
-    async def _listen(self) -> None:
-        async with (
-            postgres.connection(self._pool, seconds=None) as connection,
-            postgres.listening(connection, CHANNEL, self._heard),
-        ):
-            while True:
-                self._wake()
-                await asyncio.sleep(POLL_SECONDS)
-                await connection.execute("SELECT 1")
-
-    def _heard(self, *_: object) -> None:
-        self._wake()
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

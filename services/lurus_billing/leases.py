@@ -10,8 +10,11 @@ its outstanding amount:
   its return, so a call that is lost or repeated, or a worker that is lost, keeps
   money back for one lease time at most.
 
-A grant never exceeds balance + credit limit - outstanding, nor the quota left,
-so at every moment
+A reservation holds its amount back from everybody else in the same way, until it
+is settled or released or expires.
+
+A grant never exceeds balance + credit limit - outstanding - reserved, nor the
+quota left, so at every moment
 
     spent <= balance at the start + credit limit + late + excess
 
@@ -19,7 +22,8 @@ where *late* is what had been spent of leases and was not settled yet when they
 expired, and *excess* is what requests cost beyond what their worker was lent or
 had declared. Both are 0 if workers spend no more than they were lent, return
 leases before they expire, declare what they spent, and settle that within one
-lease time of the return.
+lease time of the return. What is settled of a reservation after its expiry is
+late too, what is settled above its amount is excess.
 
 For this a worker counts a lease's lifetime from when it *sent* the request for
 it, and admits nothing more from a lease once it has sent the request that
@@ -67,21 +71,35 @@ class Cap:
     used_nano_usd: int
     reset_time: datetime | None
 
-    def left(self, leased_nano_usd: int) -> int | None:
-        """What may still be lent; None without a limit."""
+    def left(self, held_nano_usd: int) -> int | None:
+        """What may still be lent or set aside; None without a limit."""
         if not self.limit_nano_usd:
             return None
-        return max(0, self.limit_nano_usd - self.used_nano_usd - leased_nano_usd)
+        return max(0, self.limit_nano_usd - self.used_nano_usd - held_nano_usd)
 
 
 @dataclass(frozen=True, slots=True)
 class Funds:
-    """What decides how much an account may be lent."""
+    """What decides how much an account may be lent, or set aside."""
 
     balance_nano_usd: int
     credit_limit_nano_usd: int
     leased_nano_usd: int
     caps: tuple[Cap, ...] = ()
+    reserved_nano_usd: int = 0
+
+    @property
+    def held_nano_usd(self) -> int:
+        """What leases and reservations hold back together."""
+        return self.leased_nano_usd + self.reserved_nano_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an account cannot have an amount, and when its quota resets if that is why."""
+
+    reason: str
+    reset_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +127,27 @@ def leased(leases: Iterable[Lease], now: datetime) -> int:
 
 
 def covered(funds: Funds) -> int:
-    """Balance and credit that nobody has borrowed; never below 0."""
-    return max(0, funds.balance_nano_usd + funds.credit_limit_nano_usd - funds.leased_nano_usd)
+    """Balance and credit that nobody holds; never below 0."""
+    return max(0, funds.balance_nano_usd + funds.credit_limit_nano_usd - funds.held_nano_usd)
 
 
 def available(funds: Funds) -> int:
     """What new requests may still use: at most the quota left; never below 0."""
-    lefts = [left for cap in funds.caps if (left := cap.left(funds.leased_nano_usd)) is not None]
+    lefts = [left for cap in funds.caps if (left := cap.left(funds.held_nano_usd)) is not None]
     return min([covered(funds), *lefts])
+
+
+def refusal(funds: Funds, amount: int) -> Refusal | None:
+    """Why an account cannot have `amount`; None if it can."""
+    if amount <= available(funds):
+        return None
+    if covered(funds) < amount:
+        return Refusal(BALANCE_TOO_LOW)
+    lefts = [(cap.left(funds.held_nano_usd), cap.reset_time) for cap in funds.caps]
+    blocking = [time for left, time in lefts if left is not None and left < amount]
+    if None in blocking:
+        return Refusal(QUOTA_EXCEEDED)
+    return Refusal(QUOTA_EXCEEDED, max(time for time in blocking if time))
 
 
 def grant(funds: Funds, requested: int, maximum: int) -> Grant:
@@ -131,12 +162,8 @@ def grant(funds: Funds, requested: int, maximum: int) -> Grant:
     if free > 0:
         amount = min(require_amount(requested, "amount_nano_usd"), maximum, free)
         return Grant(require_amount(amount, "amount_nano_usd"))
-    if covered(funds) == 0:
-        return Grant(0, BALANCE_TOO_LOW)
-    blocking = [cap.reset_time for cap in funds.caps if cap.left(funds.leased_nano_usd) == 0]
-    if None in blocking:
-        return Grant(0, QUOTA_EXCEEDED)
-    return Grant(0, QUOTA_EXCEEDED, max(time for time in blocking if time))
+    refused = refusal(funds, 1)
+    return Grant(0, refused.reason, refused.reset_time) if refused else Grant(0)
 
 
 def periods(now: datetime, time_zone: str) -> Periods:

@@ -10,6 +10,9 @@ account that is then created as closed and unknown, in debt, for the operator
 to see; creating that account later adopts its ledger. Only an event that no
 row can hold (a NUL character, an impossible time or account id, a cost beyond
 `MAX_COST_NANO_USD`) is refused, and parked by the consumer.
+
+A request that was refused before any provider was called, and so used nothing
+and costs nothing, is no movement: it has its row in the request log, not here.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from lurus.billing.v1 import billing_pb2 as pb
-from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus.usage.v1.usage_pb2 import TERMINAL_REFUSED, Tokens, UsageEvent
 from lurus_common.errors import InvalidRequest
 from lurus_common.money import require_amount
 
@@ -52,6 +55,9 @@ class Entry:
     body_sha: bytes
     description: str = ""
     event: UsageEvent | None = None
+    # When it was used, in seconds since 1970; None if it is no usage.
+    used_seconds: int | None = None
+    corrects_transaction_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Sorting:
-    """A batch, told apart: what is new, what repeats, what repeats with another content."""
+    """A batch, told apart: what is new, what repeats, what repeats with another content, what is nothing."""
 
     fresh: list[Entry] = field(default_factory=list)
     repeats: list[Entry] = field(default_factory=list)
     conflicts: list[Entry] = field(default_factory=list)
+    idle: list[Entry] = field(default_factory=list)
 
 
 def is_account_id(text: str) -> bool:
@@ -111,10 +118,42 @@ def usage_entry(event: UsageEvent) -> Entry:
         raise EventRefused("a text contains a NUL character")
     if not 0 <= event.cost_nano_usd <= MAX_COST_NANO_USD:
         raise EventRefused(f"cost_nano_usd is not between 0 and {MAX_COST_NANO_USD}")
-    event_time(event)
+    used_seconds = int(event_time(event).timestamp())
     body_sha = hashlib.sha256(event.SerializeToString(deterministic=True)).digest()
-    kind = pb.TRANSACTION_KIND_USAGE
-    return Entry(event.request_id, event.account_id, kind, -event.cost_nano_usd, body_sha, event=event)
+    return Entry(
+        event.request_id,
+        event.account_id,
+        pb.TRANSACTION_KIND_USAGE,
+        -event.cost_nano_usd,
+        body_sha,
+        event=event,
+        used_seconds=used_seconds,
+    )
+
+
+def is_idle(entry: Entry) -> bool:
+    """Whether an entry is of a request that was refused, used nothing and costs nothing."""
+    event = entry.event
+    return (
+        event is not None
+        and event.terminal == TERMINAL_REFUSED
+        and not event.cost_nano_usd
+        and not event.is_unpriced
+        and event.tokens == Tokens()
+    )
+
+
+def reservation_entry(request: pb.SettleReservationRequest, account_id: str, now: datetime) -> Entry:
+    """Returns what to book for a reservation that is settled now."""
+    return Entry(
+        request.reservation_id,
+        account_id,
+        pb.TRANSACTION_KIND_USAGE,
+        -request.amount_nano_usd,
+        hashlib.sha256(request.SerializeToString(deterministic=True)).digest(),
+        "a reservation",
+        used_seconds=int(now.timestamp()),
+    )
 
 
 def event_time(event: UsageEvent) -> datetime:
@@ -139,16 +178,19 @@ def manual_entry(request: pb.CreateTransactionRequest) -> Entry:
         request.amount_nano_usd,
         body_sha,
         request.description,
+        corrects_transaction_id=request.corrects_transaction_id,
     )
 
 
-def require_direction(request: pb.CreateTransactionRequest) -> None:
-    """Raises InvalidRequest if money would go the wrong way for its kind."""
+def require_fitting_kind(request: pb.CreateTransactionRequest) -> None:
+    """Raises InvalidRequest if money would go the wrong way for its kind, or the kind corrects nothing."""
     is_in = request.amount_nano_usd > 0
     if request.kind == pb.TRANSACTION_KIND_TOP_UP and not is_in:
         raise InvalidRequest("a top-up is above 0", param="amount_nano_usd")
     if request.kind == pb.TRANSACTION_KIND_REFUND and is_in:
         raise InvalidRequest("a refund is below 0", param="amount_nano_usd")
+    if request.corrects_transaction_id and request.kind != pb.TRANSACTION_KIND_ADJUSTMENT:
+        raise InvalidRequest("only an adjustment corrects", param="corrects_transaction_id")
 
 
 def ledger_accounts(entries: Iterable[Entry]) -> list[str]:
@@ -159,15 +201,20 @@ def ledger_accounts(entries: Iterable[Entry]) -> list[str]:
 def sort(entries: Sequence[Entry], known: Mapping[str, bytes]) -> Sorting:
     """Tells entries apart by id: the first with an id wins, whatever comes later.
 
+    An idle entry never wins, since nothing is kept of it; with an id that is
+    booked it is a conflict like any other.
+
     Args:
         entries: in the order in which they are to be booked.
         known: the body hash of each id that is booked already.
     """
     seen = dict(known)
     sorting = Sorting()
-    for entry in entries:
+    for entry in sorted(entries, key=is_idle):
         first = seen.get(entry.transaction_id)
-        if first is None:
+        if first is None and is_idle(entry):
+            sorting.idle.append(entry)
+        elif first is None:
             seen[entry.transaction_id] = entry.body_sha
             sorting.fresh.append(entry)
         elif first == entry.body_sha:
@@ -229,10 +276,9 @@ def usage_buckets(postings: Iterable[Posting], now: datetime) -> dict[tuple[str,
     latest = int(now.timestamp())
     found: dict[tuple[str, int], int] = {}
     for posting in postings:
-        event = posting.entry.event
-        if event is None or not posting.amount_nano_usd:
+        if posting.entry.used_seconds is None or not posting.amount_nano_usd:
             continue
-        seconds = min(event.event_time.seconds, latest)
+        seconds = min(posting.entry.used_seconds, latest)
         bucket = (posting.entry.account_id, seconds - seconds % BUCKET_SECONDS)
         found[bucket] = found.get(bucket, 0) + posting.amount_nano_usd
     return found

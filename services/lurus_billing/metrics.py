@@ -1,6 +1,6 @@
 """What the billing service counts."""
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus_billing.store import Settled
@@ -14,6 +14,10 @@ OVERDRAFTS = Counter("lurus_overdrafts", "Usage events that left an account belo
 UNPRICED = Counter("lurus_unpriced_events", "Usage events booked at 0 because no price was known.")
 SETTLED_COST = Counter("lurus_settled_cost_nano_usd", "Cost of the usage booked, in nano-USD.")
 LEASES = Counter("lurus_leases", "Answers to workers that asked for a lease.", ["outcome"])
+RESERVATIONS_EXPIRED = Counter(
+    "lurus_expired_reservations", "Reservations that were neither settled nor released in time."
+)
+DEAD_LETTERS = Gauge("lurus_dead_letters", "Events set aside that nobody has dealt with.", ["cause"])
 LENT = Counter("lurus_lent_nano_usd", "Lent to workers, in nano-USD.")
 
 

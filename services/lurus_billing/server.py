@@ -11,15 +11,25 @@ import asyncpg
 
 from lurus.billing.v1.billing_pb2 import DESCRIPTOR
 from lurus.billing.v1.billing_pb2_grpc import add_BillingServiceServicer_to_server
+from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
+from lurus_billing import budget_watch, key_store
 from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
+from lurus_billing.budget_watch import BudgetWatch
 from lurus_billing.consumer import UsageBus
+from lurus_billing.dead_letters import DeadLetterStore
 from lurus_billing.key_store import KeyStore
 from lurus_billing.key_watch import KeyWatch
+from lurus_billing.listener import Listener
+from lurus_billing.price_lookup import PriceLookup
+from lurus_billing.receipt_store import ReceiptStore
+from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.servicer import BillingServicer
 from lurus_billing.store import LedgerStore
+from lurus_billing.sweeper import sweep_for_ever
 from lurus_common import postgres
 from lurus_common.migrations import migrate
+from lurus_common.rpc import open_channel
 from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
 
@@ -37,7 +47,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
     """Serves BillingService and consumes usage; yields the gRPC port.
 
     Waits for PostgreSQL at start, not for the bus: keys are served without it.
-    It stops in order: key streams end, gRPC drains, the batch at hand is
+    It stops in order: streams end, gRPC drains, the batch at hand is
     committed and acknowledged, connections close.
 
     Raises:
@@ -45,16 +55,36 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
         StoreUnreachable: if PostgreSQL does not answer for a minute.
     """
     settings.require("database_url", "nats_url", "admin_token", "key_pepper")
-    async with _database(settings) as pool:
+    async with (
+        _database(settings) as pool,
+        open_channel(settings.provider_address, settings.admin_token) as provider_channel,
+    ):
         keys, ledger_store = KeyStore(pool), LedgerStore(pool)
-        watch, usage = KeyWatch(pool, keys), UsageBus(settings.nats_url, ledger_store)
         budgets = BudgetStore(pool, settings.lease_nano_usd, settings.lease_seconds)
+        key_watch, budget_watcher = KeyWatch(keys), BudgetWatch(budgets)
+        usage = UsageBus(settings.nats_url, ledger_store)
+        reservations, letters = ReservationStore(pool), DeadLetterStore(pool)
+        listener = Listener(
+            pool, {key_store.CHANNEL: key_watch.heard, budget_watch.CHANNEL: budget_watcher.heard}
+        )
         servicer = BillingServicer(
-            AccountStore(pool), keys, ledger_store, budgets, watch, usage, settings.key_pepper
+            accounts=AccountStore(pool),
+            keys=keys,
+            ledger_store=ledger_store,
+            budgets=budgets,
+            reservations=reservations,
+            receipts=ReceiptStore(pool),
+            prices=PriceLookup(ProviderServiceStub(provider_channel)),
+            letters=letters,
+            key_watch=key_watch,
+            budget_watch=budget_watcher,
+            usage=usage,
+            pepper=settings.key_pepper,
         )
         async with (
             _consuming(usage),
-            beside(watch.run(), "key changes"),
+            beside(listener.run(), "changes"),
+            beside(sweep_for_ever(reservations, letters), "sweeper"),
             grpc_service(
                 settings,
                 settings.billing_port,
@@ -63,7 +93,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
                 usage.problems,
             ) as port,
         ):
-            with contextlib.closing(watch):
+            with contextlib.closing(key_watch), contextlib.closing(budget_watcher):
                 yield port
 
 

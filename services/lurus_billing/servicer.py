@@ -1,18 +1,24 @@
 """BillingService over gRPC."""
 
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.billing.v1.billing_pb2_grpc import BillingServiceServicer
-from lurus_billing import account_store, key_store, leases, ledger
+from lurus_billing import account_store, dead_letters, key_store, leases, ledger, metrics
 from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
+from lurus_billing.budget_watch import BudgetWatch
 from lurus_billing.consumer import UsageBus
+from lurus_billing.dead_letters import DeadLetterStore
 from lurus_billing.key_store import KeyStore
 from lurus_billing.key_watch import KeyWatch
 from lurus_billing.masks import changed_fields
 from lurus_billing.metrics import count_lease
+from lurus_billing.price_lookup import PriceLookup
+from lurus_billing.receipt_store import ReceiptStore
+from lurus_billing.receipts import receipt
+from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.store import LedgerStore
 from lurus_common import secrets
 from lurus_common.errors import InvalidRequest, NotBuiltYet
@@ -30,11 +36,17 @@ class BillingServicer(BillingServiceServicer):
 
     def __init__(
         self,
+        *,
         accounts: AccountStore,
         keys: KeyStore,
         ledger_store: LedgerStore,
         budgets: BudgetStore,
-        watch: KeyWatch,
+        reservations: ReservationStore,
+        receipts: ReceiptStore,
+        prices: PriceLookup,
+        letters: DeadLetterStore,
+        key_watch: KeyWatch,
+        budget_watch: BudgetWatch,
         usage: UsageBus,
         pepper: str,
     ) -> None:
@@ -42,7 +54,12 @@ class BillingServicer(BillingServiceServicer):
         self._keys = keys
         self._ledger = ledger_store
         self._budgets = budgets
-        self._watch = watch
+        self._reservations = reservations
+        self._receipts = receipts
+        self._prices = prices
+        self._letters = letters
+        self._key_watch = key_watch
+        self._budget_watch = budget_watch
         self._usage = usage
         self._pepper = pepper
 
@@ -97,7 +114,7 @@ class BillingServicer(BillingServiceServicer):
     async def WatchKeys(
         self, request: pb.WatchKeysRequest, context: Any
     ) -> AsyncIterator[pb.WatchKeysResponse]:
-        async for response in self._watch.responses():
+        async for response in self._key_watch.responses():
             yield response
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.GetBalanceResponse:
@@ -112,7 +129,7 @@ class BillingServicer(BillingServiceServicer):
     async def CreateTransaction(
         self, request: pb.CreateTransactionRequest, context: Any
     ) -> pb.CreateTransactionResponse:
-        ledger.require_direction(request)
+        ledger.require_fitting_kind(request)
         return pb.CreateTransactionResponse(transaction=await self._ledger.move(request))
 
     async def ListTransactions(
@@ -131,32 +148,54 @@ class BillingServicer(BillingServiceServicer):
     async def CreateReservation(
         self, request: pb.CreateReservationRequest, context: Any
     ) -> pb.CreateReservationResponse:
-        _not_built("CreateReservation")
+        return await self._reservations.reserve(request)
 
     async def SettleReservation(
         self, request: pb.SettleReservationRequest, context: Any
     ) -> pb.SettleReservationResponse:
-        _not_built("SettleReservation")
+        booked, is_overdraft = await self._reservations.settle(request)
+        metrics.OVERDRAFTS.inc(is_overdraft)
+        return pb.SettleReservationResponse(transaction=booked)
 
     async def ReleaseReservation(
         self, request: pb.ReleaseReservationRequest, context: Any
     ) -> pb.ReleaseReservationResponse:
-        _not_built("ReleaseReservation")
+        await self._reservations.release(request.reservation_id)
+        return pb.ReleaseReservationResponse()
 
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
-        _not_built("GetReceipt")
+        booked = await self._receipts.find(request.request_id)
+        price = await self._prices.find(booked.transaction.price_id)
+        return receipt(booked.transaction, booked.event, price, booked.corrections)
 
-    def WatchBudget(
+    async def WatchBudget(
         self, request: pb.WatchBudgetRequest, context: Any
     ) -> AsyncIterator[pb.WatchBudgetResponse]:
-        _not_built("WatchBudget")
+        async for response in self._budget_watch.responses(request.account_id):
+            yield response
 
     async def Reconcile(self, request: pb.ReconcileRequest, context: Any) -> pb.ReconcileResponse:
-        _not_built("Reconcile")
+        raise NotBuiltYet("this method is not built yet", method="Reconcile")
 
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Any
+    ) -> pb.ListDeadLettersResponse:
+        return await self._letters.page(request)
 
-def _not_built(method: str) -> NoReturn:
-    raise NotBuiltYet("this method is not built yet", method=method)
+    async def ReplayDeadLetter(
+        self, request: pb.ReplayDeadLetterRequest, context: Any
+    ) -> pb.ReplayDeadLetterResponse:
+        letter = await self._letters.find(request.dead_letter_id)
+        if not letter.HasField("resolve_time"):
+            await self._usage.replay(letter)
+            letter = await self._letters.resolve(letter.dead_letter_id, dead_letters.REPLAYED)
+        return pb.ReplayDeadLetterResponse(dead_letter=letter)
+
+    async def ResolveDeadLetter(
+        self, request: pb.ResolveDeadLetterRequest, context: Any
+    ) -> pb.ResolveDeadLetterResponse:
+        letter = await self._letters.resolve(request.dead_letter_id, request.resolution)
+        return pb.ResolveDeadLetterResponse(dead_letter=letter)
 
 
 def _require_time_zone(account: pb.Account) -> None:

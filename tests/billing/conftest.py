@@ -1,5 +1,6 @@
 """A database for each module, a bus for each that wants one, and an audit of the ledger after every test."""
 
+import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.billing.bank import Bank
 from tests.billing.calls import stub_of
 
 import lurus_billing
@@ -148,6 +150,23 @@ def make_event() -> Callable[..., usage_pb2.UsageEvent]:
         return event
 
     return make
+
+
+@pytest.fixture
+def bank(
+    database_url: str,
+    module_pool: asyncpg.Pool,
+    make_event: Callable[..., usage_pb2.UsageEvent],
+    anyio_backend: str,
+) -> Iterator[Bank]:
+    """Stores for a state machine; after it the ledger must hold."""
+    loop = asyncio.new_event_loop()
+    pool = loop.run_until_complete(postgres.open_pool(database_url, schema="billing", max_size=2))
+    yield Bank(loop, pool, make_event)
+    found = [row[0] for row in loop.run_until_complete(pool.fetch(AUDIT))]
+    loop.run_until_complete(postgres.close_pool(pool))
+    loop.close()
+    assert found == []
 
 
 @pytest.fixture

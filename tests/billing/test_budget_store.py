@@ -1,9 +1,8 @@
 """Balances, quotas and leases in a real PostgreSQL."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -15,47 +14,23 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.billing.bank import HOUR, LEASE, Bank, ask, rich
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
 from lurus_billing.store import LedgerStore
-from lurus_common import postgres
 from lurus_common.errors import DependencyUnavailable, FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.ids import new_id
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., UsageEvent]
-Result = TypeVar("Result")
-LEASE = 300
-HOUR = 3600
 
 
 @pytest.fixture
 def budgets(pool: asyncpg.Pool) -> BudgetStore:
     return BudgetStore(pool, LEASE, HOUR)
-
-
-async def rich(ledger_store: LedgerStore, account_id: str, amount: int) -> None:
-    await ledger_store.move(
-        pb.CreateTransactionRequest(
-            transaction_id=new_id("tx"),
-            account_id=account_id,
-            kind=pb.TRANSACTION_KIND_TOP_UP,
-            amount_nano_usd=amount,
-        )
-    )
-
-
-def ask(account_id: str, amount: int = LEASE, previous: str = "", spent: int = 0) -> pb.LeaseQuotaRequest:
-    return pb.LeaseQuotaRequest(
-        account_id=account_id,
-        worker_id="worker-0",
-        amount_nano_usd=amount,
-        previous_lease_id=previous,
-        previous_spent_nano_usd=spent,
-    )
 
 
 async def standing(budgets: BudgetStore, account_id: str) -> tuple[int, int, int]:
@@ -206,25 +181,10 @@ class _Lent:
         self.is_usable = True
 
 
-class _Bank:
-    """The real store, called without an event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: asyncpg.Pool, make_event: Make) -> None:
-        self.run_until = loop.run_until_complete
-        self.pool = pool
-        self.ledger = LedgerStore(pool)
-        self.budgets = BudgetStore(pool, LEASE, HOUR)
-        self.accounts = AccountStore(pool)
-        self.make_event = make_event
-
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return self.run_until(work)
-
-
 class LeaseMachine(RuleBasedStateMachine):
     """Three workers share an account, with answers that get lost, late settlements and expiry."""
 
-    bank: _Bank
+    bank: Bank
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,18 +269,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert balance == self.money - 50 - sum(lease.spent for lease in self.leases.values())
 
 
-@pytest.fixture
-def bank(
-    database_url: str, module_pool: asyncpg.Pool, make_event: Make, anyio_backend: str
-) -> Iterator[_Bank]:
-    loop = asyncio.new_event_loop()
-    pool = loop.run_until_complete(postgres.open_pool(database_url, schema="billing", max_size=2))
-    yield _Bank(loop, pool, make_event)
-    loop.run_until_complete(postgres.close_pool(pool))
-    loop.close()
-
-
-def test_overspending_stays_within_its_bound(bank: _Bank) -> None:
+def test_overspending_stays_within_its_bound(bank: Bank) -> None:
     machine = type("BoundLeaseMachine", (LeaseMachine,), {"bank": bank})
     run_state_machine_as_test(
         machine,

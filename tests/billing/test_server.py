@@ -11,6 +11,7 @@ import grpc.aio
 import msgspec
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from prometheus_client import REGISTRY
 from tests.billing.calls import lookup, new_account, new_key, refused, stub_of, until
 
 from lurus.billing.v1 import billing_pb2 as pb
@@ -242,18 +243,70 @@ class TestBadInput:
         ).reason == "INVALID_REQUEST"
 
     async def test_later_methods_say_so(self, stub: Any) -> None:
-        calls = {
-            "CreateReservation": pb.CreateReservationRequest(reservation_id="r", account_id="acct_a"),
-            "SettleReservation": pb.SettleReservationRequest(reservation_id="r"),
-            "ReleaseReservation": pb.ReleaseReservationRequest(reservation_id="r"),
-            "GetReceipt": pb.GetReceiptRequest(request_id="r"),
-            "Reconcile": pb.ReconcileRequest(),
-        }
-        for method, request in calls.items():
-            error = await refused(getattr(stub, method)(request))
-            assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"method": method})
-        watch = stub.WatchBudget(pb.WatchBudgetRequest(account_id="acct_a"))
-        assert (await refused(anext(aiter(watch)))).reason == "NOT_IMPLEMENTED"
+        error = await refused(stub.Reconcile(pb.ReconcileRequest()))
+        assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"method": "Reconcile"})
+
+
+class TestReservations:
+    async def test_one_through_its_life(self, stub: Any) -> None:
+        name = await new_account(stub, credit_limit_nano_usd=100)
+        wanted = pb.CreateReservationRequest(
+            reservation_id=new_id("rsv"), account_id=name, amount_nano_usd=80
+        )
+        wanted.lifetime_duration.FromSeconds(120)
+        made = await stub.CreateReservation(wanted)
+        left = made.expire_time.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
+        assert timedelta(seconds=100) < left < timedelta(seconds=121)
+        assert made.state == pb.RESERVATION_STATE_OPEN
+        balance = await stub.GetBalance(pb.GetBalanceRequest(account_id=name))
+        assert (balance.reserved_nano_usd, balance.available_nano_usd) == (80, 20)
+        settle = pb.SettleReservationRequest(reservation_id=wanted.reservation_id, amount_nano_usd=120)
+        overdrafts = REGISTRY.get_sample_value("lurus_overdrafts_total") or 0
+        booked = (await stub.SettleReservation(settle)).transaction
+        assert (booked.amount_nano_usd, booked.balance_after_nano_usd) == (-120, -120)
+        assert await stub.SettleReservation(settle) == pb.SettleReservationResponse(transaction=booked)
+        assert REGISTRY.get_sample_value("lurus_overdrafts_total") == overdrafts + 1
+        release = pb.ReleaseReservationRequest(reservation_id=wanted.reservation_id)
+        assert (await refused(stub.ReleaseReservation(release))).reason == "FAILED_PRECONDITION"
+
+    async def test_refusals_say_why_and_by_how_much(self, stub: Any) -> None:
+        name = await new_account(stub, credit_limit_nano_usd=100)
+        wanted = pb.CreateReservationRequest(
+            reservation_id=new_id("rsv"), account_id=name, amount_nano_usd=101
+        )
+        error = await refused(stub.CreateReservation(wanted))
+        assert (error.reason, error.metadata["available_nano_usd"]) == ("BALANCE_TOO_LOW", "100")
+        wanted.amount_nano_usd = 50
+        await stub.CreateReservation(wanted)
+        wanted.amount_nano_usd = 51
+        error = await refused(stub.CreateReservation(wanted))
+        assert (error.reason, error.metadata["id"]) == ("CONFLICT", wanted.reservation_id)
+        settle = pb.SettleReservationRequest(reservation_id=wanted.reservation_id, amount_nano_usd=1)
+        await stub.SettleReservation(settle)
+        settle.amount_nano_usd = 2
+        error = await refused(stub.SettleReservation(settle))
+        assert (error.reason, error.code) == ("CONFLICT", "ABORTED")
+
+    @pytest.mark.parametrize(
+        ("fields", "nanos"),
+        [
+            ({"reservation_id": "req_1"}, 1),
+            ({"reservation_id": "tx_1"}, 1),
+            ({"reservation_id": "rsv_"}, 1),
+            ({"reservation_id": "rsv_" + "a" * 61}, 1),
+            ({"amount_nano_usd": -1}, 1),
+            ({}, 0),
+            ({}, -1),
+            ({}, 86_400 * 10**9 + 1),
+        ],
+    )
+    async def test_bad_requests(self, stub: Any, fields: dict[str, Any], nanos: int) -> None:
+        name = await new_account(stub)
+        request = pb.CreateReservationRequest(
+            **{"reservation_id": new_id("rsv"), "account_id": name, **fields}
+        )
+        request.lifetime_duration.FromNanoseconds(nanos)
+        assert (await refused(stub.CreateReservation(request))).reason == "INVALID_REQUEST"
 
 
 class TestUsage:

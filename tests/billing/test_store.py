@@ -4,11 +4,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import asyncpg
 import pytest
 
 from lurus.billing.v1 import billing_pb2 as pb
+from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.account_store import AccountStore
 from lurus_billing.store import DATA_ERRORS, LedgerStore
@@ -37,6 +39,12 @@ async def balance(pool: asyncpg.Pool, account_id: str) -> int:
 async def listed(store: LedgerStore, account_id: str, **fields: object) -> list[pb.Transaction]:
     request = pb.ListTransactionsRequest(account_id=account_id, **fields)
     return list((await store.transactions(request)).transactions)
+
+
+def refusal(make_event: Make, payer: str, **fields: object) -> UsageEvent:
+    event = make_event(payer, 0, terminal=usage_pb2.TERMINAL_REFUSED, token_source=0, price_id="", **fields)
+    event.ClearField("tokens")
+    return event
 
 
 async def conflicts(pool: asyncpg.Pool, request_id: str) -> int:
@@ -90,6 +98,69 @@ class TestSettle:
         settled = await ledger_store.settle([first, other])
         assert (settled.count, settled.conflict_count) == (1, 1)
         assert await balance(pool, "acct_other") == 0
+
+    async def test_a_conflict_is_told_in_the_log(
+        self,
+        ledger_store: LedgerStore,
+        account_id: str,
+        make_event: Make,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        first = make_event(account_id, 10)
+        await ledger_store.settle([first])
+        await ledger_store.settle([first])
+        assert not caplog.records
+        await ledger_store.settle([make_event(account_id, 99, request_id=first.request_id)])
+        (record,) = caplog.records
+        assert (record.levelname, first.request_id in record.getMessage()) == ("ERROR", True)
+
+    async def test_refused_requests_write_no_row_and_no_account(
+        self, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
+    ) -> None:
+        idle = [refusal(make_event, payer) for payer in (account_id, account_id, "acct_idle")]
+        settled = await ledger_store.settle(idle)
+        assert (settled.count, settled.repeat_count, settled.conflict_count) == (0, 0, 0)
+        assert await listed(ledger_store, account_id) == []
+        assert (
+            await pool.fetchval(
+                "SELECT count(*) FROM billing.usage_event WHERE request_id = ANY($1)",
+                [event.request_id for event in idle],
+            )
+            == 0
+        )
+        query = "SELECT count(*) FROM billing.account WHERE account_id = 'acct_idle'"
+        assert await pool.fetchval(query) == 0
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"cost_nano_usd": 1},
+            {"is_unpriced": True},
+            {"terminal": usage_pb2.TERMINAL_UPSTREAM_ERROR},
+            {"terminal": usage_pb2.TERMINAL_UNSPECIFIED},
+            {"tokens": 1},
+        ],
+    )
+    async def test_whatever_else_costs_nothing_has_its_row(
+        self, ledger_store: LedgerStore, account_id: str, make_event: Make, fields: dict[str, Any]
+    ) -> None:
+        event = refusal(make_event, account_id)
+        event.tokens.reasoning = fields.pop("tokens", 0)
+        for name, value in fields.items():
+            setattr(event, name, value)
+        assert (await ledger_store.settle([event])).count == 1
+        assert len(await listed(ledger_store, account_id)) == 1
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    async def test_a_refusal_never_takes_the_place_of_a_charge_with_its_id(
+        self, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make, is_first: bool
+    ) -> None:
+        charge = make_event(account_id, 10)
+        idle = refusal(make_event, account_id, request_id=charge.request_id)
+        settled = await ledger_store.settle([idle, charge] if is_first else [charge, idle])
+        assert (settled.count, settled.conflict_count) == (1, 1)
+        assert await balance(pool, account_id) == -10
+        assert (await ledger_store.settle([idle])).count == 0
 
     async def test_requests_that_cost_nothing_or_have_no_price_have_their_row(
         self, ledger_store: LedgerStore, account_id: str, make_event: Make

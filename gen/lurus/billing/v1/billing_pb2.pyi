@@ -5,11 +5,13 @@ Accounts, keys, balances, quotas and the ledger."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from lurus.provider.v1 import provider_pb2 as _provider_pb2
 from lurus.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -49,6 +51,94 @@ OFFLINE_POLICY_OPEN: OfflinePolicy.ValueType  # 2
 OFFLINE_POLICY_CLOSED: OfflinePolicy.ValueType  # 3
 """Refuse at once."""
 Global___OfflinePolicy: _TypeAlias = OfflinePolicy  # noqa: Y015
+
+class _ReservationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReservationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReservationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESERVATION_STATE_UNSPECIFIED: _ReservationState.ValueType  # 0
+    """Never sent."""
+    RESERVATION_STATE_OPEN: _ReservationState.ValueType  # 1
+    """The money is set aside, until it expires."""
+    RESERVATION_STATE_SETTLED: _ReservationState.ValueType  # 2
+    """What it cost is booked."""
+    RESERVATION_STATE_RELEASED: _ReservationState.ValueType  # 3
+    """It was freed by its owner."""
+    RESERVATION_STATE_EXPIRED: _ReservationState.ValueType  # 4
+    """Its time ran out, and the money is free. It can still be settled."""
+
+class ReservationState(_ReservationState, metaclass=_ReservationStateEnumTypeWrapper):
+    """What became of a reservation."""
+
+RESERVATION_STATE_UNSPECIFIED: ReservationState.ValueType  # 0
+"""Never sent."""
+RESERVATION_STATE_OPEN: ReservationState.ValueType  # 1
+"""The money is set aside, until it expires."""
+RESERVATION_STATE_SETTLED: ReservationState.ValueType  # 2
+"""What it cost is booked."""
+RESERVATION_STATE_RELEASED: ReservationState.ValueType  # 3
+"""It was freed by its owner."""
+RESERVATION_STATE_EXPIRED: ReservationState.ValueType  # 4
+"""Its time ran out, and the money is free. It can still be settled."""
+Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
+
+class _DeadLetterCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadLetterCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEAD_LETTER_CAUSE_UNSPECIFIED: _DeadLetterCause.ValueType  # 0
+    """Any, in a filter."""
+    DEAD_LETTER_CAUSE_PARKED: _DeadLetterCause.ValueType  # 1
+    """It could not be read or booked."""
+    DEAD_LETTER_CAUSE_CONFLICT: _DeadLetterCause.ValueType  # 2
+    """Its request id is booked with another content. The first is charged, this one is not."""
+
+class DeadLetterCause(_DeadLetterCause, metaclass=_DeadLetterCauseEnumTypeWrapper):
+    """Why an event was set aside."""
+
+DEAD_LETTER_CAUSE_UNSPECIFIED: DeadLetterCause.ValueType  # 0
+"""Any, in a filter."""
+DEAD_LETTER_CAUSE_PARKED: DeadLetterCause.ValueType  # 1
+"""It could not be read or booked."""
+DEAD_LETTER_CAUSE_CONFLICT: DeadLetterCause.ValueType  # 2
+"""Its request id is booked with another content. The first is charged, this one is not."""
+Global___DeadLetterCause: _TypeAlias = DeadLetterCause  # noqa: Y015
+
+class _ReceiptGap:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReceiptGapEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReceiptGap.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECEIPT_GAP_UNSPECIFIED: _ReceiptGap.ValueType  # 0
+    """Never sent."""
+    RECEIPT_GAP_UPSTREAM_COST: _ReceiptGap.ValueType  # 1
+    """What each attempt has cost us at its provider: it is not recorded."""
+    RECEIPT_GAP_PRICE: _ReceiptGap.ValueType  # 2
+    """The rates of the price: the provider service does not know it, or did not answer."""
+    RECEIPT_GAP_MULTIPLIER: _ReceiptGap.ValueType  # 3
+    """Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded."""
+    RECEIPT_GAP_EVENT: _ReceiptGap.ValueType  # 4
+    """How the request went: it was booked without its event."""
+
+class ReceiptGap(_ReceiptGap, metaclass=_ReceiptGapEnumTypeWrapper):
+    """What a receipt cannot tell."""
+
+RECEIPT_GAP_UNSPECIFIED: ReceiptGap.ValueType  # 0
+"""Never sent."""
+RECEIPT_GAP_UPSTREAM_COST: ReceiptGap.ValueType  # 1
+"""What each attempt has cost us at its provider: it is not recorded."""
+RECEIPT_GAP_PRICE: ReceiptGap.ValueType  # 2
+"""The rates of the price: the provider service does not know it, or did not answer."""
+RECEIPT_GAP_MULTIPLIER: ReceiptGap.ValueType  # 3
+"""Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded."""
+RECEIPT_GAP_EVENT: ReceiptGap.ValueType  # 4
+"""How the request went: it was booked without its event."""
+Global___ReceiptGap: _TypeAlias = ReceiptGap  # noqa: Y015
 
 class _TransactionKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -298,8 +388,9 @@ class Transaction(_message.Message):
     PRICE_ID_FIELD_NUMBER: _builtins.int
     TOKEN_SOURCE_FIELD_NUMBER: _builtins.int
     IS_UNPRICED_FIELD_NUMBER: _builtins.int
+    CORRECTS_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
-    """The request id for usage, else what the caller chose."""
+    """The request id for usage, the reservation id for a settled reservation, else what the caller chose."""
     account_id: _builtins.str
     """The account."""
     kind: Global___TransactionKind.ValueType
@@ -318,6 +409,8 @@ class Transaction(_message.Message):
     """Where the counts come from; only for usage."""
     is_unpriced: _builtins.bool
     """True if no price was known."""
+    corrects_transaction_id: _builtins.str
+    """The transaction that this one corrects; empty if none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was booked."""
@@ -341,14 +434,77 @@ class Transaction(_message.Message):
         price_id: _builtins.str = ...,
         token_source: _usage_pb2.TokenSource.ValueType = ...,
         is_unpriced: _builtins.bool = ...,
+        corrects_transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "balance_after_nano_usd", b"balance_after_nano_usd", "create_time", b"create_time", "description", b"description", "is_unpriced", b"is_unpriced", "kind", b"kind", "model", b"model", "price_id", b"price_id", "token_source", b"token_source", "tokens", b"tokens", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "balance_after_nano_usd", b"balance_after_nano_usd", "corrects_transaction_id", b"corrects_transaction_id", "create_time", b"create_time", "description", b"description", "is_unpriced", b"is_unpriced", "kind", b"kind", "model", b"model", "price_id", b"price_id", "token_source", b"token_source", "tokens", b"tokens", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    """An event that was set aside for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    STREAM_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    RESOLVE_TIME_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    dead_letter_id: _builtins.str
+    """`dl_` and a number that grows."""
+    cause: Global___DeadLetterCause.ValueType
+    """Why it is here."""
+    request_id: _builtins.str
+    """The request id, of a conflict; empty for an event that could not be read."""
+    reason: _builtins.str
+    """What was wrong, in words."""
+    payload: _builtins.bytes
+    """The event as it came: a `lurus.usage.v1.UsageEvent`, if it can be read."""
+    subject: _builtins.str
+    """Where it was on the bus; empty for a conflict."""
+    stream_sequence: _builtins.int
+    """Its number on the bus; 0 for a conflict."""
+    resolution: _builtins.str
+    """What became of it, in words; empty while it is open."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was set aside."""
+
+    @_builtins.property
+    def resolve_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was replayed or resolved; unset while it is open."""
+
+    def __init__(
+        self,
+        *,
+        dead_letter_id: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        payload: _builtins.bytes = ...,
+        subject: _builtins.str = ...,
+        stream_sequence: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        resolve_time: _timestamp_pb2.Timestamp | None = ...,
+        resolution: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "resolve_time", b"resolve_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dead_letter_id", b"dead_letter_id", "payload", b"payload", "reason", b"reason", "request_id", b"request_id", "resolution", b"resolution", "resolve_time", b"resolve_time", "stream_sequence", b"stream_sequence", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
 
 @_typing.final
 class GetAccountRequest(_message.Message):
@@ -974,6 +1130,7 @@ class GetBalanceResponse(_message.Message):
     BALANCE_NANO_USD_FIELD_NUMBER: _builtins.int
     LEASED_NANO_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Which one."""
     balance_nano_usd: _builtins.int
@@ -981,7 +1138,11 @@ class GetBalanceResponse(_message.Message):
     leased_nano_usd: _builtins.int
     """Lent to workers and not spent yet, in nano-USD."""
     available_nano_usd: _builtins.int
-    """What new requests may still use: balance + credit limit - leased, at most the quota left. >= 0."""
+    """What new requests may still use: balance + credit limit - leased - reserved, at most the quota
+    left. >= 0.
+    """
+    reserved_nano_usd: _builtins.int
+    """Set aside by open reservations, in nano-USD."""
     def __init__(
         self,
         *,
@@ -989,10 +1150,11 @@ class GetBalanceResponse(_message.Message):
         balance_nano_usd: _builtins.int = ...,
         leased_nano_usd: _builtins.int = ...,
         available_nano_usd: _builtins.int = ...,
+        reserved_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "available_nano_usd", b"available_nano_usd", "balance_nano_usd", b"balance_nano_usd", "leased_nano_usd", b"leased_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "available_nano_usd", b"available_nano_usd", "balance_nano_usd", b"balance_nano_usd", "leased_nano_usd", b"leased_nano_usd", "reserved_nano_usd", b"reserved_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1033,6 +1195,9 @@ class GetQuotaResponse(_message.Message):
     TOTAL_USED_NANO_USD_FIELD_NUMBER: _builtins.int
     DAILY_RESET_TIME_FIELD_NUMBER: _builtins.int
     MONTHLY_RESET_TIME_FIELD_NUMBER: _builtins.int
+    DAILY_LEFT_NANO_USD_FIELD_NUMBER: _builtins.int
+    MONTHLY_LEFT_NANO_USD_FIELD_NUMBER: _builtins.int
+    TOTAL_LEFT_NANO_USD_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Which account."""
     daily_used_nano_usd: _builtins.int
@@ -1041,6 +1206,12 @@ class GetQuotaResponse(_message.Message):
     """Used since the month began, in nano-USD."""
     total_used_nano_usd: _builtins.int
     """Used in all, in nano-USD."""
+    daily_left_nano_usd: _builtins.int
+    """What is neither used, leased nor reserved of the day's cap, in nano-USD, >= 0; unset without a cap."""
+    monthly_left_nano_usd: _builtins.int
+    """The same of the month's cap."""
+    total_left_nano_usd: _builtins.int
+    """The same of the cap for all time."""
     @_builtins.property
     def quota(self) -> Global___Quota:
         """The caps."""
@@ -1063,12 +1234,26 @@ class GetQuotaResponse(_message.Message):
         total_used_nano_usd: _builtins.int = ...,
         daily_reset_time: _timestamp_pb2.Timestamp | None = ...,
         monthly_reset_time: _timestamp_pb2.Timestamp | None = ...,
+        daily_left_nano_usd: _builtins.int | None = ...,
+        monthly_left_nano_usd: _builtins.int | None = ...,
+        total_left_nano_usd: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["daily_reset_time", b"daily_reset_time", "monthly_reset_time", b"monthly_reset_time", "quota", b"quota"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_daily_left_nano_usd", b"_daily_left_nano_usd", "_monthly_left_nano_usd", b"_monthly_left_nano_usd", "_total_left_nano_usd", b"_total_left_nano_usd", "daily_left_nano_usd", b"daily_left_nano_usd", "daily_reset_time", b"daily_reset_time", "monthly_left_nano_usd", b"monthly_left_nano_usd", "monthly_reset_time", b"monthly_reset_time", "quota", b"quota", "total_left_nano_usd", b"total_left_nano_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "daily_reset_time", b"daily_reset_time", "daily_used_nano_usd", b"daily_used_nano_usd", "monthly_reset_time", b"monthly_reset_time", "monthly_used_nano_usd", b"monthly_used_nano_usd", "quota", b"quota", "total_used_nano_usd", b"total_used_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_daily_left_nano_usd", b"_daily_left_nano_usd", "_monthly_left_nano_usd", b"_monthly_left_nano_usd", "_total_left_nano_usd", b"_total_left_nano_usd", "account_id", b"account_id", "daily_left_nano_usd", b"daily_left_nano_usd", "daily_reset_time", b"daily_reset_time", "daily_used_nano_usd", b"daily_used_nano_usd", "monthly_left_nano_usd", b"monthly_left_nano_usd", "monthly_reset_time", b"monthly_reset_time", "monthly_used_nano_usd", b"monthly_used_nano_usd", "quota", b"quota", "total_left_nano_usd", b"total_left_nano_usd", "total_used_nano_usd", b"total_used_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__daily_left_nano_usd: _TypeAlias = _typing.Literal["daily_left_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__daily_left_nano_usd: _TypeAlias = _typing.Literal["_daily_left_nano_usd", b"_daily_left_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__monthly_left_nano_usd: _TypeAlias = _typing.Literal["monthly_left_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__monthly_left_nano_usd: _TypeAlias = _typing.Literal["_monthly_left_nano_usd", b"_monthly_left_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__total_left_nano_usd: _TypeAlias = _typing.Literal["total_left_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__total_left_nano_usd: _TypeAlias = _typing.Literal["_total_left_nano_usd", b"_total_left_nano_usd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__daily_left_nano_usd) -> _WhichOneofReturnType__daily_left_nano_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__monthly_left_nano_usd) -> _WhichOneofReturnType__monthly_left_nano_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_left_nano_usd) -> _WhichOneofReturnType__total_left_nano_usd | None: ...
 
 Global___GetQuotaResponse: _TypeAlias = GetQuotaResponse  # noqa: Y015
 
@@ -1135,6 +1320,7 @@ class CreateTransactionRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CORRECTS_TRANSACTION_ID_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """Chosen by the caller; the same id with the same content again changes nothing."""
     account_id: _builtins.str
@@ -1145,6 +1331,8 @@ class CreateTransactionRequest(_message.Message):
     """Signed change of the balance, in nano-USD: above 0 for a top-up, below 0 for a refund."""
     description: _builtins.str
     """For people."""
+    corrects_transaction_id: _builtins.str
+    """The transaction that this one corrects, of the same account; only for ADJUSTMENT."""
     def __init__(
         self,
         *,
@@ -1153,10 +1341,11 @@ class CreateTransactionRequest(_message.Message):
         kind: Global___TransactionKind.ValueType = ...,
         amount_nano_usd: _builtins.int = ...,
         description: _builtins.str = ...,
+        corrects_transaction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "description", b"description", "kind", b"kind", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "corrects_transaction_id", b"corrects_transaction_id", "description", b"description", "kind", b"kind", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1391,22 +1580,28 @@ class CreateReservationRequest(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    LIFETIME_DURATION_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """Chosen by the caller."""
     account_id: _builtins.str
     """Whose money."""
     amount_nano_usd: _builtins.int
     """How much, in nano-USD."""
+    @_builtins.property
+    def lifetime_duration(self) -> _duration_pb2.Duration:
+        """For how long, by the database's clock; unset means 3660 s, as long as a stream may take and a minute."""
+
     def __init__(
         self,
         *,
         reservation_id: _builtins.str = ...,
         account_id: _builtins.str = ...,
         amount_nano_usd: _builtins.int = ...,
+        lifetime_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime_duration", b"lifetime_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "lifetime_duration", b"lifetime_duration", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1414,23 +1609,27 @@ Global___CreateReservationRequest: _TypeAlias = CreateReservationRequest  # noqa
 
 @_typing.final
 class CreateReservationResponse(_message.Message):
-    """The money is set aside."""
+    """The money is set aside, or was when the same reservation was made before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___ReservationState.ValueType
+    """OPEN, if this is new."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when."""
+        """Until when, by the database's clock."""
 
     def __init__(
         self,
         *,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___ReservationState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1468,12 +1667,19 @@ class SettleReservationResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TRANSACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transaction(self) -> Global___Transaction:
+        """What was booked."""
+
     def __init__(
         self,
+        *,
+        transaction: Global___Transaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1548,23 +1754,41 @@ class GetReceiptResponse(_message.Message):
 
     EVENT_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> _usage_pb2.UsageEvent:
-        """What was used, and how."""
+        """What was used, and how. Without session, user agent and decision: those are in the request log only."""
 
     @_builtins.property
     def transaction(self) -> Global___Transaction:
         """What was booked."""
+
+    @_builtins.property
+    def price(self) -> _provider_pb2.Price:
+        """The price that was applied, with its rates; unset if none was, or see `gaps`."""
+
+    @_builtins.property
+    def corrections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transaction]:
+        """What was booked later to correct it, oldest first; at most 100."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedScalarFieldContainer[Global___ReceiptGap.ValueType]:
+        """What this receipt cannot tell. Nothing in it is guessed."""
 
     def __init__(
         self,
         *,
         event: _usage_pb2.UsageEvent | None = ...,
         transaction: Global___Transaction | None = ...,
+        price: _provider_pb2.Price | None = ...,
+        corrections: _abc.Iterable[Global___Transaction] | None = ...,
+        gaps: _abc.Iterable[Global___ReceiptGap.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "price", b"price", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "event", b"event", "gaps", b"gaps", "price", b"price", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1677,3 +1901,161 @@ class ReconcileResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersRequest(_message.Message):
+    """Asks for a page of dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    INCLUDES_RESOLVED_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 means 50, above 1000 means 1000, below 0 is an error."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    cause: Global___DeadLetterCause.ValueType
+    """Only with this cause, if set."""
+    includes_resolved: _builtins.bool
+    """Also those that are replayed or resolved."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        cause: Global___DeadLetterCause.ValueType = ...,
+        includes_resolved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "includes_resolved", b"includes_resolved", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersResponse(_message.Message):
+    """A page of dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def dead_letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        dead_letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letters", b"dead_letters", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersResponse: _TypeAlias = ListDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLetterRequest(_message.Message):
+    """Asks for an event to be booked after all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
+    dead_letter_id: _builtins.str
+    """Which one."""
+    def __init__(
+        self,
+        *,
+        dead_letter_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter_id", b"dead_letter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeadLetterRequest: _TypeAlias = ReplayDeadLetterRequest  # noqa: Y015
+
+@_typing.final
+class ReplayDeadLetterResponse(_message.Message):
+    """The event is booked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dead_letter(self) -> Global___DeadLetter:
+        """The letter, resolved."""
+
+    def __init__(
+        self,
+        *,
+        dead_letter: Global___DeadLetter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayDeadLetterResponse: _TypeAlias = ReplayDeadLetterResponse  # noqa: Y015
+
+@_typing.final
+class ResolveDeadLetterRequest(_message.Message):
+    """Asks for a letter to be resolved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    dead_letter_id: _builtins.str
+    """Which one."""
+    resolution: _builtins.str
+    """What was done about it, for people."""
+    def __init__(
+        self,
+        *,
+        dead_letter_id: _builtins.str = ...,
+        resolution: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter_id", b"dead_letter_id", "resolution", b"resolution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveDeadLetterRequest: _TypeAlias = ResolveDeadLetterRequest  # noqa: Y015
+
+@_typing.final
+class ResolveDeadLetterResponse(_message.Message):
+    """The letter is resolved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dead_letter(self) -> Global___DeadLetter:
+        """The letter."""
+
+    def __init__(
+        self,
+        *,
+        dead_letter: Global___DeadLetter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveDeadLetterResponse: _TypeAlias = ResolveDeadLetterResponse  # noqa: Y015

@@ -160,6 +160,21 @@ class BillingServiceStub:
                 request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileRequest.SerializeToString,
                 response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/lurus.billing.v1.BillingService/ListDeadLetters',
+                request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetter = channel.unary_unary(
+                '/lurus.billing.v1.BillingService/ReplayDeadLetter',
+                request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterRequest.SerializeToString,
+                response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ResolveDeadLetter = channel.unary_unary(
+                '/lurus.billing.v1.BillingService/ResolveDeadLetter',
+                request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterRequest.SerializeToString,
+                response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterResponse.FromString,
+                _registered_method=True)
 
 
 class BillingServiceServicer:
@@ -301,21 +316,25 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateReservation(self, request, context):
-        """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`.
+        """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`:
+        the same one again changes nothing, another content is CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SettleReservation(self, request, context):
-        """Charges a reservation and frees the rest. Never refused or clipped.
+        """Charges what a reservation really cost and frees the rest. Never refused for lack of money, or
+        clipped: also above what was set aside, after its expiry, and after its release. The same
+        amount again changes nothing, another one is CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseReservation(self, request, context):
-        """Frees a reservation.
+        """Frees a reservation. Again, or after its expiry, changes nothing; after its settlement
+        FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -329,7 +348,7 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchBudget(self, request, context):
-        """Streams an account's balance and quota as they change.
+        """Streams an account's balance and quota: as they are, then each time they have changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -337,6 +356,29 @@ class BillingServiceServicer:
 
     def Reconcile(self, request, context):
         """Compares outboxes, bus, ledger and request log for closed minutes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Lists events that were set aside for a person, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetter(self, request, context):
+        """Tries to book a parked event again, and resolves the letter if that succeeds. It is booked once,
+        however often this is called. A conflict cannot be replayed: the first content is booked, and a
+        difference is corrected by CreateTransaction.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveDeadLetter(self, request, context):
+        """Says that a person has dealt with a letter; nothing is booked. Resolving it again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -469,6 +511,21 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.Reconcile,
                     request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileRequest.FromString,
                     response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'ReplayDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetter,
+                    request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterRequest.FromString,
+                    response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterResponse.SerializeToString,
+            ),
+            'ResolveDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveDeadLetter,
+                    request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterRequest.FromString,
+                    response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1147,6 +1204,87 @@ class BillingService:
             '/lurus.billing.v1.BillingService/Reconcile',
             lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileRequest.SerializeToString,
             lurus_dot_billing_dot_v1_dot_billing__pb2.ReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.billing.v1.BillingService/ListDeadLetters',
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersRequest.SerializeToString,
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.billing.v1.BillingService/ReplayDeadLetter',
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterRequest.SerializeToString,
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ReplayDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.billing.v1.BillingService/ResolveDeadLetter',
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterRequest.SerializeToString,
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ResolveDeadLetterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,17 +74,33 @@ class BillingServiceStub:
     LeaseQuota: _grpc.UnaryUnaryMultiCallable[_billing_pb2.LeaseQuotaRequest, _billing_pb2.LeaseQuotaResponse]
     """Lends a worker a part of an account's money, so that it can admit requests without asking."""
     CreateReservation: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateReservationRequest, _billing_pb2.CreateReservationResponse]
-    """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`."""
+    """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`:
+    the same one again changes nothing, another content is CONFLICT.
+    """
     SettleReservation: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SettleReservationRequest, _billing_pb2.SettleReservationResponse]
-    """Charges a reservation and frees the rest. Never refused or clipped."""
+    """Charges what a reservation really cost and frees the rest. Never refused for lack of money, or
+    clipped: also above what was set aside, after its expiry, and after its release. The same
+    amount again changes nothing, another one is CONFLICT.
+    """
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReleaseReservationRequest, _billing_pb2.ReleaseReservationResponse]
-    """Frees a reservation."""
+    """Frees a reservation. Again, or after its expiry, changes nothing; after its settlement
+    FAILED_PRECONDITION.
+    """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetReceiptRequest, _billing_pb2.GetReceiptResponse]
     """Explains what one request cost and why."""
     WatchBudget: _grpc.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]
-    """Streams an account's balance and quota as they change."""
+    """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]
     """Compares outboxes, bus, ledger and request log for closed minutes."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListDeadLettersRequest, _billing_pb2.ListDeadLettersResponse]
+    """Lists events that were set aside for a person, newest first."""
+    ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReplayDeadLetterRequest, _billing_pb2.ReplayDeadLetterResponse]
+    """Tries to book a parked event again, and resolves the letter if that succeeds. It is booked once,
+    however often this is called. A conflict cannot be replayed: the first content is booked, and a
+    difference is corrected by CreateTransaction.
+    """
+    ResolveDeadLetter: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ResolveDeadLetterRequest, _billing_pb2.ResolveDeadLetterResponse]
+    """Says that a person has dealt with a letter; nothing is booked. Resolving it again changes nothing."""
 
 @_typing.type_check_only
 class BillingServiceAsyncStub(BillingServiceStub):
@@ -132,17 +148,33 @@ class BillingServiceAsyncStub(BillingServiceStub):
     LeaseQuota: _aio.UnaryUnaryMultiCallable[_billing_pb2.LeaseQuotaRequest, _billing_pb2.LeaseQuotaResponse]  # type: ignore[assignment]
     """Lends a worker a part of an account's money, so that it can admit requests without asking."""
     CreateReservation: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateReservationRequest, _billing_pb2.CreateReservationResponse]  # type: ignore[assignment]
-    """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`."""
+    """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`:
+    the same one again changes nothing, another content is CONFLICT.
+    """
     SettleReservation: _aio.UnaryUnaryMultiCallable[_billing_pb2.SettleReservationRequest, _billing_pb2.SettleReservationResponse]  # type: ignore[assignment]
-    """Charges a reservation and frees the rest. Never refused or clipped."""
+    """Charges what a reservation really cost and frees the rest. Never refused for lack of money, or
+    clipped: also above what was set aside, after its expiry, and after its release. The same
+    amount again changes nothing, another one is CONFLICT.
+    """
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReleaseReservationRequest, _billing_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
-    """Frees a reservation."""
+    """Frees a reservation. Again, or after its expiry, changes nothing; after its settlement
+    FAILED_PRECONDITION.
+    """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetReceiptRequest, _billing_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """Explains what one request cost and why."""
     WatchBudget: _aio.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]  # type: ignore[assignment]
-    """Streams an account's balance and quota as they change."""
+    """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]  # type: ignore[assignment]
     """Compares outboxes, bus, ledger and request log for closed minutes."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListDeadLettersRequest, _billing_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Lists events that were set aside for a person, newest first."""
+    ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReplayDeadLetterRequest, _billing_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
+    """Tries to book a parked event again, and resolves the letter if that succeeds. It is booked once,
+    however often this is called. A conflict cannot be replayed: the first content is booked, and a
+    difference is corrected by CreateTransaction.
+    """
+    ResolveDeadLetter: _aio.UnaryUnaryMultiCallable[_billing_pb2.ResolveDeadLetterRequest, _billing_pb2.ResolveDeadLetterResponse]  # type: ignore[assignment]
+    """Says that a person has dealt with a letter; nothing is booked. Resolving it again changes nothing."""
 
 class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Owns accounts, keys, balances, quotas and the ledger."""
@@ -307,7 +339,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.CreateReservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.CreateReservationResponse, _abc.Awaitable[_billing_pb2.CreateReservationResponse]]:
-        """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`."""
+        """Sets money aside until it is settled, released or expired. Idempotent by `reservation_id`:
+        the same one again changes nothing, another content is CONFLICT.
+        """
 
     @_abc_1.abstractmethod
     def SettleReservation(
@@ -315,7 +349,10 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.SettleReservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.SettleReservationResponse, _abc.Awaitable[_billing_pb2.SettleReservationResponse]]:
-        """Charges a reservation and frees the rest. Never refused or clipped."""
+        """Charges what a reservation really cost and frees the rest. Never refused for lack of money, or
+        clipped: also above what was set aside, after its expiry, and after its release. The same
+        amount again changes nothing, another one is CONFLICT.
+        """
 
     @_abc_1.abstractmethod
     def ReleaseReservation(
@@ -323,7 +360,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.ReleaseReservationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ReleaseReservationResponse, _abc.Awaitable[_billing_pb2.ReleaseReservationResponse]]:
-        """Frees a reservation."""
+        """Frees a reservation. Again, or after its expiry, changes nothing; after its settlement
+        FAILED_PRECONDITION.
+        """
 
     @_abc_1.abstractmethod
     def GetReceipt(
@@ -339,7 +378,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.WatchBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_billing_pb2.WatchBudgetResponse], _abc.AsyncIterator[_billing_pb2.WatchBudgetResponse]]:
-        """Streams an account's balance and quota as they change."""
+        """Streams an account's balance and quota: as they are, then each time they have changed."""
 
     @_abc_1.abstractmethod
     def Reconcile(
@@ -348,5 +387,32 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ReconcileResponse, _abc.Awaitable[_billing_pb2.ReconcileResponse]]:
         """Compares outboxes, bus, ledger and request log for closed minutes."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _billing_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListDeadLettersResponse, _abc.Awaitable[_billing_pb2.ListDeadLettersResponse]]:
+        """Lists events that were set aside for a person, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetter(
+        self,
+        request: _billing_pb2.ReplayDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ReplayDeadLetterResponse, _abc.Awaitable[_billing_pb2.ReplayDeadLetterResponse]]:
+        """Tries to book a parked event again, and resolves the letter if that succeeds. It is booked once,
+        however often this is called. A conflict cannot be replayed: the first content is booked, and a
+        difference is corrected by CreateTransaction.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveDeadLetter(
+        self,
+        request: _billing_pb2.ResolveDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ResolveDeadLetterResponse, _abc.Awaitable[_billing_pb2.ResolveDeadLetterResponse]]:
+        """Says that a person has dealt with a letter; nothing is booked. Resolving it again changes nothing."""
 
 def add_BillingServiceServicer_to_server(servicer: BillingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,10 @@
 # This file has been @generated
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import (
+    datetime,
+    timedelta,
+)
 from typing import (
     TYPE_CHECKING,
     AsyncIterator,
@@ -18,6 +21,7 @@ import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
+from ...provider import v1 as __provider_v1__
 from ...usage import v1 as __usage_v1__
 
 if TYPE_CHECKING:
@@ -40,6 +44,63 @@ class OfflinePolicy(betterproto.Enum):
 
     CLOSED = 3
     """Refuse at once."""
+
+
+class ReservationState(betterproto.Enum):
+    """What became of a reservation."""
+
+    UNSPECIFIED = 0
+    """Never sent."""
+
+    OPEN = 1
+    """The money is set aside, until it expires."""
+
+    SETTLED = 2
+    """What it cost is booked."""
+
+    RELEASED = 3
+    """It was freed by its owner."""
+
+    EXPIRED = 4
+    """Its time ran out, and the money is free. It can still be settled."""
+
+
+class DeadLetterCause(betterproto.Enum):
+    """Why an event was set aside."""
+
+    UNSPECIFIED = 0
+    """Any, in a filter."""
+
+    PARKED = 1
+    """It could not be read or booked."""
+
+    CONFLICT = 2
+    """
+    Its request id is booked with another content. The first is charged, this one is not.
+    """
+
+
+class ReceiptGap(betterproto.Enum):
+    """What a receipt cannot tell."""
+
+    UNSPECIFIED = 0
+    """Never sent."""
+
+    UPSTREAM_COST = 1
+    """What each attempt has cost us at its provider: it is not recorded."""
+
+    PRICE = 2
+    """
+    The rates of the price: the provider service does not know it, or did not answer.
+    """
+
+    MULTIPLIER = 3
+    """
+    Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded.
+    """
+
+    EVENT = 4
+    """How the request went: it was booked without its event."""
 
 
 class TransactionKind(betterproto.Enum):
@@ -175,7 +236,9 @@ class Transaction(betterproto.Message):
     """One entry of the ledger, seen from one account."""
 
     transaction_id: str = betterproto.string_field(1)
-    """The request id for usage, else what the caller chose."""
+    """
+    The request id for usage, the reservation id for a settled reservation, else what the caller chose.
+    """
 
     account_id: str = betterproto.string_field(2)
     """The account."""
@@ -209,6 +272,48 @@ class Transaction(betterproto.Message):
 
     is_unpriced: bool = betterproto.bool_field(12)
     """True if no price was known."""
+
+    corrects_transaction_id: str = betterproto.string_field(13)
+    """The transaction that this one corrects; empty if none."""
+
+
+@dataclass(eq=False, repr=False)
+class DeadLetter(betterproto.Message):
+    """An event that was set aside for a person."""
+
+    dead_letter_id: str = betterproto.string_field(1)
+    """`dl_` and a number that grows."""
+
+    cause: "DeadLetterCause" = betterproto.enum_field(2)
+    """Why it is here."""
+
+    request_id: str = betterproto.string_field(3)
+    """
+    The request id, of a conflict; empty for an event that could not be read.
+    """
+
+    reason: str = betterproto.string_field(4)
+    """What was wrong, in words."""
+
+    payload: bytes = betterproto.bytes_field(5)
+    """
+    The event as it came: a `lurus.usage.v1.UsageEvent`, if it can be read.
+    """
+
+    subject: str = betterproto.string_field(6)
+    """Where it was on the bus; empty for a conflict."""
+
+    stream_sequence: int = betterproto.int64_field(7)
+    """Its number on the bus; 0 for a conflict."""
+
+    create_time: datetime = betterproto.message_field(8)
+    """When it was set aside."""
+
+    resolve_time: datetime = betterproto.message_field(9)
+    """When it was replayed or resolved; unset while it is open."""
+
+    resolution: str = betterproto.string_field(10)
+    """What became of it, in words; empty while it is open."""
 
 
 @dataclass(eq=False, repr=False)
@@ -462,8 +567,12 @@ class GetBalanceResponse(betterproto.Message):
 
     available_nano_usd: int = betterproto.int64_field(4)
     """
-    What new requests may still use: balance + credit limit - leased, at most the quota left. >= 0.
+    What new requests may still use: balance + credit limit - leased - reserved, at most the quota
+     left. >= 0.
     """
+
+    reserved_nano_usd: int = betterproto.int64_field(5)
+    """Set aside by open reservations, in nano-USD."""
 
 
 @dataclass(eq=False, repr=False)
@@ -498,6 +607,17 @@ class GetQuotaResponse(betterproto.Message):
 
     monthly_reset_time: datetime = betterproto.message_field(7)
     """When the month's use starts again at 0."""
+
+    daily_left_nano_usd: Optional[int] = betterproto.int64_field(8, optional=True)
+    """
+    What is neither used, leased nor reserved of the day's cap, in nano-USD, >= 0; unset without a cap.
+    """
+
+    monthly_left_nano_usd: Optional[int] = betterproto.int64_field(9, optional=True)
+    """The same of the month's cap."""
+
+    total_left_nano_usd: Optional[int] = betterproto.int64_field(10, optional=True)
+    """The same of the cap for all time."""
 
 
 @dataclass(eq=False, repr=False)
@@ -541,6 +661,11 @@ class CreateTransactionRequest(betterproto.Message):
 
     description: str = betterproto.string_field(5)
     """For people."""
+
+    corrects_transaction_id: str = betterproto.string_field(6)
+    """
+    The transaction that this one corrects, of the same account; only for ADJUSTMENT.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -660,13 +785,23 @@ class CreateReservationRequest(betterproto.Message):
     amount_nano_usd: int = betterproto.int64_field(3)
     """How much, in nano-USD."""
 
+    lifetime_duration: timedelta = betterproto.message_field(4)
+    """
+    For how long, by the database's clock; unset means 3660 s, as long as a stream may take and a minute.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class CreateReservationResponse(betterproto.Message):
-    """The money is set aside."""
+    """
+    The money is set aside, or was when the same reservation was made before.
+    """
 
     expire_time: datetime = betterproto.message_field(1)
-    """Until when."""
+    """Until when, by the database's clock."""
+
+    state: "ReservationState" = betterproto.enum_field(2)
+    """OPEN, if this is new."""
 
 
 @dataclass(eq=False, repr=False)
@@ -684,7 +819,8 @@ class SettleReservationRequest(betterproto.Message):
 class SettleReservationResponse(betterproto.Message):
     """The reservation is charged."""
 
-    pass
+    transaction: "Transaction" = betterproto.message_field(1)
+    """What was booked."""
 
 
 @dataclass(eq=False, repr=False)
@@ -715,10 +851,23 @@ class GetReceiptResponse(betterproto.Message):
     """What a request cost and why."""
 
     event: "__usage_v1__.UsageEvent" = betterproto.message_field(1)
-    """What was used, and how."""
+    """
+    What was used, and how. Without session, user agent and decision: those are in the request log only.
+    """
 
     transaction: "Transaction" = betterproto.message_field(2)
     """What was booked."""
+
+    price: "__provider_v1__.Price" = betterproto.message_field(3)
+    """
+    The price that was applied, with its rates; unset if none was, or see `gaps`.
+    """
+
+    corrections: List["Transaction"] = betterproto.message_field(4)
+    """What was booked later to correct it, oldest first; at most 100."""
+
+    gaps: List["ReceiptGap"] = betterproto.enum_field(5)
+    """What this receipt cannot tell. Nothing in it is guessed."""
 
 
 @dataclass(eq=False, repr=False)
@@ -760,6 +909,69 @@ class ReconcileResponse(betterproto.Message):
 
     drift_nano_usd: int = betterproto.int64_field(2)
     """Difference of the sums, in nano-USD."""
+
+
+@dataclass(eq=False, repr=False)
+class ListDeadLettersRequest(betterproto.Message):
+    """Asks for a page of dead letters."""
+
+    page_size: int = betterproto.int32_field(1)
+    """0 means 50, above 1000 means 1000, below 0 is an error."""
+
+    page_token: str = betterproto.string_field(2)
+    """From the previous page; empty for the first."""
+
+    cause: "DeadLetterCause" = betterproto.enum_field(3)
+    """Only with this cause, if set."""
+
+    includes_resolved: bool = betterproto.bool_field(4)
+    """Also those that are replayed or resolved."""
+
+
+@dataclass(eq=False, repr=False)
+class ListDeadLettersResponse(betterproto.Message):
+    """A page of dead letters."""
+
+    dead_letters: List["DeadLetter"] = betterproto.message_field(1)
+    """Newest first."""
+
+    next_page_token: str = betterproto.string_field(2)
+    """Empty on the last page."""
+
+
+@dataclass(eq=False, repr=False)
+class ReplayDeadLetterRequest(betterproto.Message):
+    """Asks for an event to be booked after all."""
+
+    dead_letter_id: str = betterproto.string_field(1)
+    """Which one."""
+
+
+@dataclass(eq=False, repr=False)
+class ReplayDeadLetterResponse(betterproto.Message):
+    """The event is booked."""
+
+    dead_letter: "DeadLetter" = betterproto.message_field(1)
+    """The letter, resolved."""
+
+
+@dataclass(eq=False, repr=False)
+class ResolveDeadLetterRequest(betterproto.Message):
+    """Asks for a letter to be resolved."""
+
+    dead_letter_id: str = betterproto.string_field(1)
+    """Which one."""
+
+    resolution: str = betterproto.string_field(2)
+    """What was done about it, for people."""
+
+
+@dataclass(eq=False, repr=False)
+class ResolveDeadLetterResponse(betterproto.Message):
+    """The letter is resolved."""
+
+    dead_letter: "DeadLetter" = betterproto.message_field(1)
+    """The letter."""
 
 
 class BillingServiceStub(betterproto.ServiceStub):
@@ -1190,6 +1402,57 @@ class BillingServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def list_dead_letters(
+        self,
+        list_dead_letters_request: "ListDeadLettersRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ListDeadLettersResponse":
+        return await self._unary_unary(
+            "/lurus.billing.v1.BillingService/ListDeadLetters",
+            list_dead_letters_request,
+            ListDeadLettersResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def replay_dead_letter(
+        self,
+        replay_dead_letter_request: "ReplayDeadLetterRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ReplayDeadLetterResponse":
+        return await self._unary_unary(
+            "/lurus.billing.v1.BillingService/ReplayDeadLetter",
+            replay_dead_letter_request,
+            ReplayDeadLetterResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def resolve_dead_letter(
+        self,
+        resolve_dead_letter_request: "ResolveDeadLetterRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ResolveDeadLetterResponse":
+        return await self._unary_unary(
+            "/lurus.billing.v1.BillingService/ResolveDeadLetter",
+            resolve_dead_letter_request,
+            ResolveDeadLetterResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class BillingServiceBase(ServiceBase):
 
@@ -1316,6 +1579,21 @@ class BillingServiceBase(ServiceBase):
     async def reconcile(
         self, reconcile_request: "ReconcileRequest"
     ) -> "ReconcileResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def list_dead_letters(
+        self, list_dead_letters_request: "ListDeadLettersRequest"
+    ) -> "ListDeadLettersResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def replay_dead_letter(
+        self, replay_dead_letter_request: "ReplayDeadLetterRequest"
+    ) -> "ReplayDeadLetterResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def resolve_dead_letter(
+        self, resolve_dead_letter_request: "ResolveDeadLetterRequest"
+    ) -> "ResolveDeadLetterResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_get_account(
@@ -1507,6 +1785,30 @@ class BillingServiceBase(ServiceBase):
         response = await self.reconcile(request)
         await stream.send_message(response)
 
+    async def __rpc_list_dead_letters(
+        self,
+        stream: "grpclib.server.Stream[ListDeadLettersRequest, ListDeadLettersResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.list_dead_letters(request)
+        await stream.send_message(response)
+
+    async def __rpc_replay_dead_letter(
+        self,
+        stream: "grpclib.server.Stream[ReplayDeadLetterRequest, ReplayDeadLetterResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.replay_dead_letter(request)
+        await stream.send_message(response)
+
+    async def __rpc_resolve_dead_letter(
+        self,
+        stream: "grpclib.server.Stream[ResolveDeadLetterRequest, ResolveDeadLetterResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.resolve_dead_letter(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/lurus.billing.v1.BillingService/GetAccount": grpclib.const.Handler(
@@ -1658,5 +1960,23 @@ class BillingServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ReconcileRequest,
                 ReconcileResponse,
+            ),
+            "/lurus.billing.v1.BillingService/ListDeadLetters": grpclib.const.Handler(
+                self.__rpc_list_dead_letters,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListDeadLettersRequest,
+                ListDeadLettersResponse,
+            ),
+            "/lurus.billing.v1.BillingService/ReplayDeadLetter": grpclib.const.Handler(
+                self.__rpc_replay_dead_letter,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ReplayDeadLetterRequest,
+                ReplayDeadLetterResponse,
+            ),
+            "/lurus.billing.v1.BillingService/ResolveDeadLetter": grpclib.const.Handler(
+                self.__rpc_resolve_dead_letter,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ResolveDeadLetterRequest,
+                ResolveDeadLetterResponse,
             ),
         }
