@@ -76,6 +76,7 @@ def chat_probes() -> list[Probe]:
     )
     probes.fields("T22", prompt_cache_options={"mode": "explicit"})
     probes.fields("T23", store=True)
+    probes.of_answer("other", stream_options={"include_usage": True})
     probes.fields("T25", moderation={"model": "m"})
     probes.add("T26", "an assistant message as the last", c_request(hi, assistant("{")))
     probes.fields("other", unheard_of=1)

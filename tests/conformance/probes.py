@@ -52,12 +52,14 @@ class Probe:
         what: says what is in it.
         request: holds it.
         without: the same request without it.
+        is_of_answer: the answer's writer heeds it, the provider need not.
     """
 
     concept: str
     what: str
     request: dict[str, Any]
     without: dict[str, Any]
+    is_of_answer: bool = False
 
 
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}
@@ -95,6 +97,12 @@ class Probes:
         is_variant = tool.get("name", tool.get("function")) == plain.get("name", plain.get("function"))
         tools = [tool] if is_variant else [plain, tool]
         self.add(concept, what, {**self._base, "tools": tools}, {**self._base, "tools": [plain]})
+
+    def of_answer(self, concept: str, **fields: Any) -> None:
+        """Adds a probe for each field that says what the answer is to look like."""
+        for name, value in fields.items():
+            what = f"`{name}: {json.dumps(value)}`"
+            self.found.append(Probe(concept, what, {**self._base, name: value}, self._base, True))
 
     def turn(self, concept: str, what: str, *content: dict[str, Any]) -> None:
         """Adds blocks to the user's turn."""

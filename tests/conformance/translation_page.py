@@ -88,7 +88,7 @@ def outcome(source: Dialect, target: Dialect, probe: Probe, quirks: ProviderQuir
     if own:
         return "; ".join(own)
     # What changes nothing on the way was lost, and nobody said so.
-    return KEPT if body != without else "left out"
+    return KEPT if body != without or probe.is_of_answer else "left out"
 
 
 def _translated(
