@@ -59,7 +59,7 @@ class Attempts:
         while queue and len(call.attempts) < MAX_ATTEMPTS:
             candidate = queue.popleft()
             try:
-                prepared = outgoing.prepare(candidate)
+                prepared = await outgoing.prepare(candidate)
             except (Untranslatable, InvalidRequest) as error:
                 refusal = refusal or error
                 continue

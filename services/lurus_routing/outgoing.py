@@ -4,6 +4,7 @@ A request is translated only when a candidate of another dialect is tried, from
 the client's original each time: a failover loses nothing twice.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +28,7 @@ from lurus_routing.candidate import Candidate
 from lurus_routing.incoming import COUNT_PATHS
 
 _RULES: Final = frozenset({chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER})
+MAX_BODY_AT_ONCE_BYTES: Final = 512 * 1024
 STRICT: Final = "x-lurus-strict"
 _CHAT_PATHS: Final = {
     Dialect.ANTHROPIC: "/v1/messages",
@@ -102,7 +104,7 @@ class Outgoing:
         self._read_losses = Losses(self._is_strict)
         self._ready: tuple[Candidate, Prepared] | None = None
 
-    def prepare(self, candidate: Candidate) -> Prepared:
+    async def prepare(self, candidate: Candidate) -> Prepared:
         """Returns what `candidate` is sent. Asked again at once, the same.
 
         Raises:
@@ -111,7 +113,13 @@ class Outgoing:
         """
         if self._ready is not None and self._ready[0] is candidate:
             return self._ready[1]
-        prepared = self._relayed(candidate) if candidate.is_relay else self._translated(candidate)
+        if candidate.is_relay:
+            prepared = self._relayed(candidate)
+        elif self._peeked.body_bytes <= MAX_BODY_AT_ONCE_BYTES:
+            prepared = self._translated(candidate)
+        else:
+            # It takes a second for the largest: others get their turn meanwhile.
+            prepared = await asyncio.to_thread(self._translated, candidate)
         self._ready = candidate, prepared
         return prepared
 
@@ -209,7 +217,7 @@ def peek_typed(request: StreamChatRequest, *, is_streaming: bool) -> Peek:
     )
 
 
-def take_first_possible(call: Call, outgoing: Outgoing) -> None:
+async def take_first_possible(call: Call, outgoing: Outgoing) -> None:
     """Leaves out candidates at the head of the plan that cannot be asked this.
 
     So a request that nobody can be asked is refused before anything is reserved for it.
@@ -220,7 +228,7 @@ def take_first_possible(call: Call, outgoing: Outgoing) -> None:
     refusal: Untranslatable | InvalidRequest | None = None
     while call.plan.candidates:
         try:
-            outgoing.prepare(call.plan.candidates[0])
+            await outgoing.prepare(call.plan.candidates[0])
             return
         except (Untranslatable, InvalidRequest) as error:
             refusal = refusal or error

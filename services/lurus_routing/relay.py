@@ -154,7 +154,7 @@ class Relay:
         if counts_only:
             answered = await count_tokens(self._attempts, call, outgoing)
         else:
-            take_first_possible(call, outgoing)
+            await take_first_possible(call, outgoing)
             await self._admit(call, peeked)
             answered = await self._attempts.answer(call, outgoing)
         self._held.learn(call)

@@ -35,6 +35,7 @@ from .rig import (
     events_of,
     in_process_only,
     plain_answer,
+    plain_request,
     refusal,
     stream_request,
     text_event,
@@ -158,6 +159,62 @@ class TestAnswers:
         assert event.tokens.input > 0
         usage = usage_in(client, answer)
         assert (usage["input_tokens"], usage["output_tokens"]) == (event.tokens.input, event.tokens.output)
+
+
+@both_ways
+@in_process_only
+class TestWaiting:
+    async def test_a_silent_provider_is_covered_by_heartbeats(
+        self, make_rig: MakeRig, client: DialectValue, provider: DialectValue
+    ) -> None:
+        rig = await make_rig({"one": {"dialects": [provider]}}, heartbeat_seconds=0.05)
+        events = events_of(provider)
+        rig.upstream.script = stream([*events[:-3], 0.3, *events[-3:]])
+        answer = await rig.relay(stream_request(client), client)
+        assert text_in(client, answer) == "one two three"
+        if client == ANTHROPIC:
+            assert answer.body.count(b"event: ping") >= 2
+        elif client == CHAT:
+            assert answer.body.count(b": keepalive\n\n") >= 2
+        else:
+            assert answer.body.count(b"event: keepalive\n") >= 2
+            numbers = [data["sequence_number"] for _, data in events_in(answer.body)]
+            assert numbers == list(range(len(numbers)))
+
+    async def test_comments_of_a_provider_that_thinks_keep_the_client(
+        self, make_rig: MakeRig, client: DialectValue, provider: DialectValue
+    ) -> None:
+        rig = await make_rig({"one": {"dialects": [provider]}}, upstream_first_event_seconds=0.3)
+        rig.upstream.script = stream([b": processing\n\n", 0.2, b": still\n\n", 0.3, *events_of(provider)])
+        answer = await rig.relay(stream_request(client), client)
+        assert text_in(client, answer) == "one two three"
+        assert b"processing" not in answer.body
+
+    async def test_a_client_that_leaves_pays_for_what_it_got(
+        self, crossed: Rig, client: DialectValue, provider: DialectValue
+    ) -> None:
+        begin = [*begin_events(provider), text_event(provider, "x" * 400)]
+        crossed.upstream.script = stream([*begin, asyncio.Event()])
+        call = crossed.start(crossed.request(stream_request(client), client))
+        async for response in call:
+            if b"xxx" in response.data:
+                break
+        call.cancel()
+        event = await crossed.only_event()
+        assert event.terminal == usage_pb2.TERMINAL_CLIENT_GONE
+        assert event.tokens.output == 100
+        assert event.tokens.input > 0
+        await asyncio.wait_for(crossed.upstream.requests[0].gone.wait(), 2)
+
+    async def test_a_large_request_is_translated_too(
+        self, crossed: Rig, client: DialectValue, provider: DialectValue
+    ) -> None:
+        crossed.upstream.script = plain(plain_answer(provider))
+        name = "input" if client == RESPONSES else "messages"
+        body = plain_request(client)
+        body[name] = [{"role": "user", "content": "y" * 2_000_000}]
+        assert text_in(client, await crossed.relay(body, client)) == "hello there"
+        assert crossed.upstream.requests[0].body.count(b"y" * 2_000_000) == 1
 
 
 @both_ways
