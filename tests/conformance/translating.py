@@ -65,7 +65,7 @@ class Sent:
         """What the client makes of the answer; fails if that is against its grammar."""
         assert self.status == 200, f"{self.status}: {self.body!r}"
         found = (told if self.is_streaming else told_by_body)(self.client, self.body)
-        found.assert_arguments()
+        found.assert_calls()
         return found
 
     def json(self) -> Any:

@@ -147,9 +147,10 @@ def _chat(maker: _Maker) -> dict[str, Any]:
 
 def _c_answer(maker: _Maker, messages: list[dict[str, Any]]) -> None:
     at = f"messages[{len(messages)}]"
-    message: dict[str, Any] = {"role": "assistant", "content": maker.mark(at)}
+    mark = maker.mark(at)
+    message: dict[str, Any] = {"role": "assistant", "content": mark}
     if maker.chance():
-        message = {"role": "assistant", "content": None, "refusal": maker.mark(at)}
+        message = {"role": "assistant", "content": None, "refusal": mark}
     calls = [f"call_{len(messages)}_{i}" for i in range(maker.count(0, 3))]
     if calls:
         message["tool_calls"] = [

@@ -238,6 +238,7 @@ class Heard:
 
     def take(self, name: bytes, data: bytes) -> None:
         """Notes one event."""
+        self.is_finished |= self._dialect is Dialect.OPENAI_CHAT and data.strip() == b"[DONE]"
         value = loose.decode(data.decode("utf-8", "replace").encode())
         self._texts += _strings(value)
         if isinstance(value, dict | list):
@@ -280,7 +281,7 @@ def _is_finish(dialect: Dialect, name: str, value: dict[str, Any]) -> bool:
     if dialect is Dialect.OPENAI_CHAT:
         choices = value.get("choices")
         return isinstance(choices, list) and any(
-            isinstance(c, dict) and c.get("finish_reason") for c in choices
+            isinstance(c, dict) and c.get("finish_reason") not in (None, "") for c in choices
         )
     return bool(kinds & {"response.completed", "response.incomplete"})
 

@@ -56,7 +56,7 @@ class _AnthropicClient:
         assert not self.told.finish, "a block after message_delta"
         self.index, self.block, self.parts, self.seals = event["index"], event["content_block"], [], []
         if self.block["type"] == "tool_use":
-            assert self.block["input"] == {} and self.block["id"] and self.block["name"]
+            assert self.block["input"] == {} and self.block["id"]
 
     def _on_content_block_delta(self, event: dict[str, Any]) -> None:
         assert self.block is not None and event["index"] == self.index, "a delta for no open block"

@@ -38,10 +38,11 @@ class Told:
         """All calls."""
         return [block for block in self.blocks if block[0] in ("tool", "custom")]
 
-    def assert_arguments(self) -> None:
-        """Fails if the arguments of a function are no JSON object."""
+    def assert_calls(self) -> None:
+        """Fails if a call of a whole answer has no id, no name, or no object for arguments."""
         if self.is_complete:
-            assert all(isinstance(json.loads(b[3]), dict) for b in self.blocks if b[0] == "tool")
+            assert all(block[1] and block[2] for block in self.tools)
+            assert all(isinstance(json.loads(b[3]), dict) for b in self.tools if b[0] == "tool")
 
 
 def event_json(name: str, data: bytes) -> dict[str, Any]:
