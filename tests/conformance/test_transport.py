@@ -100,6 +100,26 @@ class TestCodedAnswers:
         assert told.status == 200
         assert text_in("A", told.json()) == "hello"
 
+    async def test_H01_a_coded_refusal_is_relayed_decoded(self, gateway: Gateway) -> None:
+        body = (
+            b'{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 2 > 1"}}'
+        )
+        told = await gateway.given(
+            "A", "A", body=gzip.compress(body), status=400, answer_headers={"content-encoding": "gzip"}
+        )
+        assert (told.status, told.body) == (400, body)
+
+    async def test_H02_a_coded_stream_that_is_cut_ends_in_an_error(self, gateway: Gateway) -> None:
+        code, _ = flushing("br")
+        told = await gateway.given(
+            "A",
+            "A",
+            events=[code(b"".join([*begin("A"), *deltas("A", "one")]))],
+            answer_headers={"content-encoding": "br"},
+        )
+        assert told.texts() == "one"
+        assert is_error("A", told.events[-1])
+
     @CODINGS
     async def test_H02_a_coded_stream_is_decoded_event_by_event(self, gateway: Gateway, coding: str) -> None:
         code, finish = flushing(coding)
@@ -474,16 +494,20 @@ class TestEndpoints:
             "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
             f"authorization: Bearer {gateway.key}",
         ]
-        async with RawClient.connected(gateway.port) as client:
-            start = time.monotonic()
-            await client.send("\r\n".join([*lines, "", ""]).encode())
-            answer = await client.read_head()
-            await client.read_all()
-            assert time.monotonic() - start < 0.1
-            assert answer.status == 426
-            assert answer.header("connection") == "close"
-            assert_shape("R", answer.json())
-            assert await client.until_closed() == b""
+        seconds = []
+        for _ in range(5):
+            async with RawClient.connected(gateway.port) as client:
+                start = time.monotonic()
+                await client.send("\r\n".join([*lines, "", ""]).encode())
+                answer = await client.read_head()
+                await client.read_all()
+                seconds.append(time.monotonic() - start)
+                assert answer.status == 426
+                assert answer.header("connection") == "close"
+                assert_shape("R", answer.json())
+                assert await client.until_closed() == b""
+        # The machine may be busy with something else, but not each time.
+        assert min(seconds) < 0.1
 
     async def test_H22_the_shape_of_the_models_follows_the_client(self, gateway: Gateway) -> None:
         provider = await gateway.add("AC")
