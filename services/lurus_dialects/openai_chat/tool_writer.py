@@ -1,0 +1,138 @@
+"""Writes what the model may call: `tools` and `tool_choice`."""
+
+from typing import Any, Final
+
+import msgspec
+
+from lurus.routing.v1 import chat_pb2
+from lurus.routing.v1.chat_pb2 import ChatTool, StreamChatRequest
+from lurus_dialects import loose
+from lurus_dialects.openai_chat.vendor_fields import OWN, translate_tool_fields
+from lurus_dialects.tools import flat_name
+from lurus_dialects.translation import Losses, Target, ToolName
+
+_ANY_OBJECT: Final = msgspec.Raw(b'{"type":"object","properties":{}}')
+_MODES: Final = {
+    chat_pb2.CHAT_TOOL_CHOICE_MODE_AUTO: "auto",
+    chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY: "required",
+    chat_pb2.CHAT_TOOL_CHOICE_MODE_NONE: "none",
+}
+_CUSTOM: Final = chat_pb2.CHAT_TOOL_KIND_CUSTOM
+
+
+class ToolWriter:
+    """Writes tools and remembers those whose name or kind had to change.
+
+    Attributes:
+        tool_names: the client's names by those that the provider knows.
+    """
+
+    def __init__(self, request: StreamChatRequest, target: Target, losses: Losses, *, is_own: bool) -> None:
+        self.tool_names: dict[str, ToolName] = {}
+        self._request = request
+        self._losses = losses
+        self._is_own = is_own
+        self._has_custom = is_own or target.quirks.has_custom_tools
+
+    def name(self, name: str, namespace: str = "") -> str:
+        """Returns the provider's name of a tool."""
+        return name if self._is_own else flat_name(name, namespace)
+
+    def is_wrapped(self, kind: int) -> bool:
+        """True if a tool of this kind becomes a function that takes a text (T11)."""
+        return kind == _CUSTOM and not self._has_custom
+
+    def tools(self) -> list[Any]:
+        """Returns the tools that this provider can be given."""
+        written = []
+        for i, tool in enumerate(self._request.tools):
+            value = self._tool(tool, tool.source_path or f"tools[{i}]")
+            if value is not None:
+                written.append(value)
+        if self._request.tools and not written:
+            self._losses.refuse("tools", "none of them can be called at this provider")
+        return written
+
+    def _tool(self, tool: ChatTool, path: str) -> Any:
+        if tool.HasField("hosted"):
+            if tool.hosted.dialect == OWN:
+                return msgspec.Raw(tool.hosted.json)
+            self._losses.warn(path, "is run by another provider and was left out")
+            return None
+        name = self.name(tool.name, tool.namespace)
+        is_wrapped = self.is_wrapped(tool.kind)
+        if name != tool.name or is_wrapped:
+            self.tool_names[name] = ToolName(tool.name, tool.namespace, is_wrapped)
+        if tool.HasField("cache_hint"):
+            self._losses.note(f"{path}.cache_control")
+        if tool.kind == _CUSTOM and not is_wrapped:
+            value: dict[str, Any] = {"type": "custom", "custom": self._custom(tool, name)}
+        elif is_wrapped:
+            self._losses.warn(path, "became a function that takes a text; its grammar is not enforced")
+            value = {"type": "function", "function": _wrapper(tool, name)}
+        else:
+            value = {"type": "function", "function": self._function(tool, name)}
+        translate_tool_fields(tool.vendor_fields, value, path, self._losses)
+        return value
+
+    def _function(self, tool: ChatTool, name: str) -> dict[str, Any]:
+        function: dict[str, Any] = {"name": name}
+        if tool.description:
+            function["description"] = tool.description
+        if tool.schema:
+            function["parameters"] = msgspec.Raw(tool.schema)
+        elif not self._is_own:
+            function["parameters"] = _ANY_OBJECT
+        if tool.HasField("is_strict"):
+            function["strict"] = tool.is_strict
+        return function
+
+    def _custom(self, tool: ChatTool, name: str) -> dict[str, Any]:
+        custom: dict[str, Any] = {"name": name}
+        if tool.description:
+            custom["description"] = tool.description
+        if tool.format:
+            custom["format"] = _format(tool.format)
+        return custom
+
+    def choice(self) -> Any:
+        """Returns what the model must call; None if it is left open."""
+        choice = self._request.tool_choice
+        if choice.allowed_names:
+            is_any = choice.mode == chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY
+            allowed = [self._reference(name) for name in choice.allowed_names]
+            inner = {"mode": "required" if is_any else "auto", "tools": allowed}
+            return {"type": "allowed_tools", "allowed_tools": inner}
+        if choice.mode != chat_pb2.CHAT_TOOL_CHOICE_MODE_TOOL:
+            return _MODES.get(choice.mode)
+        if choice.kind == chat_pb2.CHAT_TOOL_KIND_HOSTED:
+            if not self._is_own:
+                self._losses.refuse("tool_choice", f"{choice.name} is run by another provider")
+            return {"type": choice.name}
+        return self._reference(choice.name, choice.namespace, choice.kind)
+
+    def _reference(self, name: str, namespace: str = "", kind: int = 0) -> dict[str, Any]:
+        tool = next((tool for tool in self._request.tools if tool.name == name), None)
+        if tool is not None:
+            kind, namespace = kind or tool.kind, namespace or tool.namespace
+        word = "custom" if kind == _CUSTOM and not self.is_wrapped(kind) else "function"
+        return {"type": word, word: {"name": self.name(name, namespace)}}
+
+
+def _wrapper(tool: ChatTool, name: str) -> dict[str, Any]:
+    """Returns the function that stands for a custom tool."""
+    grammar = f"\n\nThe input must have this format: {tool.format.decode()}" if tool.format else ""
+    text = {"type": "string", "description": f"{tool.description}{grammar}".strip()}
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
+    function: dict[str, Any] = {"name": name, "parameters": schema}
+    if tool.description:
+        function["description"] = tool.description
+    return function
+
+
+def _format(stated: bytes) -> Any:
+    """Returns the format of a custom tool; here a grammar stands in an object of its own."""
+    value = loose.decode(stated)
+    if not isinstance(value, dict) or value.get("type") != "grammar" or "grammar" in value:
+        return msgspec.Raw(stated)
+    return {"type": "grammar", "grammar": {name: item for name, item in value.items() if name != "type"}}
