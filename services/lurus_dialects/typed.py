@@ -66,7 +66,7 @@ class TypedWriter:
         if kind == "start":
             event.start.request_id = self._request_id
             event.start.provider_id = self._asked.provider_id
-            event.start.lossy_fields.extend(self._lossy_fields)
+            event.start.lossy_fields[:] = self._lossy_fields
         elif kind == "thinking_seal":
             event.thinking_seal.provider_id = self._asked.provider_id
             event.thinking_seal.upstream_model = self._asked.upstream_model
