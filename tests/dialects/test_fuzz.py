@@ -30,7 +30,7 @@ from .fuzz_corpus import BODIES, REQUESTS
 from .made_streams import MADE
 from .streams import GOLDENS, dialect_of, recorded
 
-SECONDS = float(os.environ.get("LURUS_FUZZ_SECONDS", "3"))
+SECONDS = float(os.environ.get("LURUS_FUZZ_SECONDS", "2"))
 SEED = int(os.environ.get("LURUS_FUZZ_SEED", "0"))
 # Of one request or answer; what the mutator makes is below 200 KB.
 MAX_PYTHON_BYTES = 16 * 2**20
@@ -188,7 +188,11 @@ class TestStreams:
         writer = translate.stream_writer(client, known)
         parts = []
         for event in said:
-            parts += [b"" if writer.is_over else writer.heartbeat(), writer.write(event)]
+            parts.append(b"" if writer.is_over else writer.heartbeat())
+            if event.HasField("error"):
+                parts.append(writer.error("UPSTREAM_FAILED", event.error.message, "req_1"))
+            else:
+                parts.append(writer.write(event))
         assert writer.is_over, f"{said[-1:]} did not end the stream"
         understood = told(client, b"".join(parts))
         assert understood.is_complete == (said[-1].WhichOneof("event") == "finish")
