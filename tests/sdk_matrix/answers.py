@@ -39,15 +39,22 @@ R_ECHO = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a tool."""
+    """A call of a tool; the arguments of a custom one are free text."""
 
     number: int
     name: str
     arguments: str
+    is_custom: bool = False
 
-    def fragments(self) -> list[str]:
+    @property
+    def wrapped(self) -> str:
+        """The arguments as JSON, for dialects that have no custom tools."""
+        return json.dumps({"input": self.arguments}) if self.is_custom else self.arguments
+
+    def fragments(self, *, is_wrapped: bool = True) -> list[str]:
         """Returns the arguments in pieces of 7 characters."""
-        return [self.arguments[at : at + 7] for at in range(0, len(self.arguments), 7)]
+        text = self.wrapped if is_wrapped else self.arguments
+        return [text[at : at + 7] for at in range(0, len(text), 7)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ def _c_body(answer: Answer) -> dict[str, Any]:
             {
                 "id": call_id("C", call.number),
                 "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
+                "function": {"name": call.name, "arguments": call.wrapped},
             }
             for call in answer.calls
         ]
@@ -215,7 +222,9 @@ def _r_items(stream: streams.ResponsesStream, answer: Answer) -> list[bytes]:
         found.append(stream.reasoning("".join(answer.thinking), encrypted=ENCRYPTED))
     if answer.text:
         found.append(stream.text(*answer.text))
-    found += [stream.call(call_id("R", call.number), call.name, *call.fragments()) for call in answer.calls]
+    for call in answer.calls:
+        parts = call.fragments(is_wrapped=False)
+        found.append(stream.call(call_id("R", call.number), call.name, *parts, is_custom=call.is_custom))
     return found
 
 
