@@ -8,6 +8,8 @@ from tests.sdk_matrix import facts
 from tests.sdk_matrix.agents import CODEX, Model, Tap, codex_turn
 from tests.sdk_matrix.answers import Answer, Call
 
+# Codex offers `apply_patch` only with models that it knows.
+KNOWN_MODEL = "gpt-5.6-luna"
 PATCH = '*** Begin Patch\n*** Add File: note.txt\n+"quoted" – 世界 \\ back\n+second\n*** End Patch\n'
 RUNS = Answer(("I run ", "a command."), calls=(Call(1, "exec_command", '{"cmd":"echo said-$((40 + 2))"}'),))
 PATCHES = Answer((), ("I think ", "and patch."), (Call(2, "apply_patch", PATCH, is_custom=True),))

@@ -1,4 +1,4 @@
-"""The vendors' SDKs against the gateway (wire-contract E.7); the whole matrix of them is in tests/sdk_matrix."""
+"""The vendors' SDKs against the gateway (wire-contract E.7); their whole matrix is in tests/sdk_matrix."""
 
 import asyncio
 
