@@ -120,10 +120,11 @@ async def account_id(accounts: AccountStore) -> str:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Of a server on free ports, with a bus that is not there."""
+    """Of a server on free ports, with a bus and a provider service that are not there."""
     return Settings(
         database_url=database_url,
         nats_url="nats://127.0.0.1:9",
+        provider_address="127.0.0.1:9",
         admin_token=ADMIN_TOKEN,
         key_pepper=PEPPER,
         billing_port=0,

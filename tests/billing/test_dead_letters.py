@@ -143,9 +143,11 @@ class TestReplay:
     async def test_what_still_cannot_be_booked_stays(
         self, stub: Any, ledger_store: LedgerStore, account_id: str, make_event: Make, kind: str
     ) -> None:
+        negative = make_event(account_id, 5)
+        negative.tokens.input = -5  # a row could hold it
         payload = {
             "garbage": b"\xff garbage",
-            "rules": make_event(account_id, -5).SerializeToString(),
+            "rules": negative.SerializeToString(),
             "no_row": make_event(account_id, 5, model="a\0b").SerializeToString(),
         }[kind]
         await parked(ledger_store, payload)

@@ -123,6 +123,9 @@ async def test_use_from_the_future_counts_now_by_the_clock_of_the_database(
     later = datetime.now(UTC) + timedelta(days=1)
     await ledger_store.settle([make_event(name, 7, event_time=later)])
     assert (await budgets.quota(name)).daily_used_nano_usd == 7
+    async with pool.acquire() as connection:
+        tomorrow = await read_budget(connection, name, later + timedelta(hours=1))
+    assert tomorrow.funds.caps[0].used_nano_usd == 0  # not once more when that day comes
 
 
 async def test_another_time_zone_counts_the_same_use_by_its_own_days(

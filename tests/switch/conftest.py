@@ -1,5 +1,9 @@
-"""Fixtures for tests of processes: directories that other users can reach, waiting for processes to go."""
+"""Fixtures for tests of processes: directories that other users can reach, waiting for processes to go.
 
+And for tests of the command line: a scripted mesh, and `lurus` run in this process.
+"""
+
+import io
 import os
 import shutil
 import sys
@@ -10,8 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.switch.scripted import ScriptedMesh, scripted_mesh
+
+from lurus_switch import cli
 
 WAIT_SECONDS = 15.0
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def make_open_directory() -> Path:
@@ -64,3 +73,51 @@ def wait_until_gone() -> Callable[[Iterable[int]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ScriptedMesh]:
+    with scripted_mesh() as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def mesh(running: ScriptedMesh) -> ScriptedMesh:
+    running.answers.clear()
+    running.requests.clear()
+    running.tokens.clear()
+    return running
+
+
+@pytest.fixture
+def lurus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line; returns exit code, standard output, standard error."""
+    for name in [name for name in os.environ if name.startswith("LURUS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LURUS_DATA_DIR", str(tmp_path))
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as context:
+            for name, value in environment.items():
+                context.setenv(name, value)
+            context.setattr(sys, "argv", ["lurus", *arguments])
+            context.setattr(sys, "stdin", io.StringIO(stdin))
+            try:
+                code = cli.main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def command(lurus: Run, mesh: ScriptedMesh) -> Run:
+    """Runs a command line against the scripted mesh."""
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
+        return lurus(*arguments, stdin=stdin, **{**mesh.environment(), **environment})
+
+    return run

@@ -1,15 +1,14 @@
 """The command line against scripted services: what it sends, prints and says when something is wrong."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.switch.scripted import TOKEN, ScriptedMesh, scripted_mesh
+from tests.switch.scripted import TOKEN, ScriptedMesh
 
 from lurus.billing.v1 import billing_pb2
 from lurus.log.v1 import log_pb2
@@ -21,54 +20,6 @@ from lurus_switch import cli
 
 Run = Callable[..., tuple[int, str, str]]
 REQUEST_ID = "req_01M82YF0JKE1ERYP4Z21PWHP6S"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[ScriptedMesh]:
-    with scripted_mesh() as mesh:
-        yield mesh
-
-
-@pytest.fixture
-def mesh(running: ScriptedMesh) -> ScriptedMesh:
-    running.answers.clear()
-    running.requests.clear()
-    running.tokens.clear()
-    return running
-
-
-@pytest.fixture
-def lurus(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line; returns exit code, standard output, standard error."""
-    for name in [name for name in os.environ if name.startswith("LURUS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("LURUS_DATA_DIR", str(tmp_path))
-
-    def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
-        with monkeypatch.context() as context:
-            for name, value in environment.items():
-                context.setenv(name, value)
-            context.setattr(sys, "argv", ["lurus", *arguments])
-            context.setattr(sys, "stdin", io.StringIO(stdin))
-            try:
-                code = cli.main()
-            except SystemExit as end:
-                code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def command(lurus: Run, mesh: ScriptedMesh) -> Run:
-    """Runs a command line against the scripted mesh."""
-
-    def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
-        return lurus(*arguments, stdin=stdin, **{**mesh.environment(), **environment})
-
-    return run
 
 
 def event(**changes: object) -> usage_pb2.UsageEvent:

@@ -154,6 +154,9 @@ def credit(
     ],
     kind: Kind = None,
     note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    corrects: Annotated[
+        str, typer.Option(metavar="ID", help="The request or transaction that this adjustment corrects.")
+    ] = "",
     transaction_id: Annotated[
         str, typer.Option("--id", metavar="ID", help="`tx_…`: the same id again moves nothing.")
     ] = "",
@@ -165,15 +168,18 @@ def credit(
     \b
     Examples:
         lurus account credit acct_team 25.00 --id tx_invoice-4711
-        lurus account credit acct_team -3.50 --kind adjustment --note "charged twice"
+        lurus account credit acct_team -3.50 --kind adjustment --note "a gift taken back"
+        lurus account credit acct_team 0.12 --corrects req_01J… --note "the price was wrong"
     """
     standard = pb.TRANSACTION_KIND_TOP_UP if amount > 0 else pb.TRANSACTION_KIND_REFUND
+    standard = pb.TRANSACTION_KIND_ADJUSTMENT if corrects else standard
     request = pb.CreateTransactionRequest(
         transaction_id=transaction_id or new_id("tx"),
         account_id=account_id,
         kind=pb.TransactionKind.ValueType(kind or standard),
         amount_nano_usd=amount,
         description=note,
+        corrects_transaction_id=corrects,
     )
 
     async def command(mesh: Mesh) -> None:

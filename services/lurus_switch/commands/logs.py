@@ -131,7 +131,7 @@ def show(
         if as_json:
             return print_json(found.event)
         _show(found.event)
-        return print_table(_ATTEMPT_COLUMNS, found.event.attempts, "no provider was called")
+        return print_table(ATTEMPT_COLUMNS, found.event.attempts, "no provider was called")
 
     run(command, data_dir)
 
@@ -215,7 +215,7 @@ _COLUMNS: list[Column[usage_pb2.UsageEvent]] = [
     ("ACCOUNT", lambda row: row.account_id),
     ("REQUEST", lambda row: row.request_id),
 ]
-_ATTEMPT_COLUMNS: list[Column[usage_pb2.Attempt]] = [
+ATTEMPT_COLUMNS: list[Column[usage_pb2.Attempt]] = [
     ("ATTEMPT", lambda row: "/".join(filter(None, [row.provider_id, row.credential_id]))),
     ("ASKED FOR", lambda row: row.upstream_model),
     ("STATUS", lambda row: str(row.http_status or "")),

@@ -52,6 +52,7 @@ def balance(account_id: Account = ACCOUNT_ID, as_json: AsJson = False, data_dir:
                 ("account", found.account_id),
                 ("balance", usd(found.balance_nano_usd)),
                 ("leased", f"{usd(found.leased_nano_usd)} (lent to workers, not spent yet)"),
+                ("reserved", f"{usd(found.reserved_nano_usd)} (set aside by reservations)"),
                 ("available", usd(found.available_nano_usd)),
             ]
         )
@@ -86,9 +87,9 @@ def quota(
         return print_table(
             _CAP_COLUMNS,
             [
-                ("day", caps.daily_limit_nano_usd, found.daily_used_nano_usd, _reset(found, "daily")),
-                ("month", caps.monthly_limit_nano_usd, found.monthly_used_nano_usd, _reset(found, "monthly")),
-                ("all time", caps.total_limit_nano_usd, found.total_used_nano_usd, ""),
+                ("day", caps.daily_limit_nano_usd, found.daily_used_nano_usd, *_rest(found, "daily")),
+                ("month", caps.monthly_limit_nano_usd, found.monthly_used_nano_usd, *_rest(found, "monthly")),
+                ("all time", caps.total_limit_nano_usd, found.total_used_nano_usd, *_rest(found, "total")),
             ],
             "",
         )
@@ -131,16 +132,19 @@ def transactions(
     run(command, data_dir)
 
 
-def _reset(found: pb.GetQuotaResponse, period: str) -> str:
-    return local_time(found, f"{period}_reset_time")
+def _rest(found: pb.GetQuotaResponse, period: str) -> tuple[str, str]:
+    """What is left of a cap, and when it resets."""
+    left = usd(getattr(found, f"{period}_left_nano_usd")) if found.HasField(f"{period}_left_nano_usd") else ""  # type: ignore[arg-type]
+    return left, "" if period == "total" else local_time(found, f"{period}_reset_time")
 
 
-Cap = tuple[str, int, int, str]
+Cap = tuple[str, int, int, str, str]
 _CAP_COLUMNS: list[Column[Cap]] = [
     ("PER", lambda row: row[0]),
     ("CAP", lambda row: usd(row[1]) if row[1] else "none"),
     ("USED", lambda row: usd(row[2])),
-    ("RESETS", lambda row: row[3]),
+    ("LEFT", lambda row: row[3]),
+    ("RESETS", lambda row: row[4]),
 ]
 
 
