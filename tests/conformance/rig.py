@@ -400,7 +400,7 @@ class Gateway:
 
     def _rows(self, condition: str, *values: Any) -> list[tuple[bytes]]:
         rows: list[tuple[bytes]] = []
-        for path in self.mesh.data_dir.rglob("outbox-*.db"):
+        for path in (self.mesh.data_dir / "outbox").glob("outbox-*.db"):
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
                 rows += database.execute(f"SELECT payload FROM usage WHERE {condition}", values).fetchall()
             database.close()
