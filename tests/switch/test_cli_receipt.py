@@ -1,4 +1,4 @@
-"""`lurus receipt` and `lurus deadletter` against scripted services: what they ask, print and do not make up."""
+"""`lurus receipt` and `lurus deadletter` against scripted services: what they ask, print, do not make up."""
 
 import json
 from datetime import UTC, datetime
