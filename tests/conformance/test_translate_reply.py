@@ -120,7 +120,7 @@ class TestChatProvider:
         assert sent.told.is_complete and sent.told.finish == "end_turn"
         assert sent.told.usage["output_tokens"] > 0
         event = await sent.event()
-        assert event.tokens_source == usage_pb2.TOKENS_SOURCE_ESTIMATED
+        assert event.token_source == usage_pb2.TOKEN_SOURCE_ESTIMATED
         assert event.tokens.output == 4
 
     @pytest.mark.parametrize("is_ended", [True, False])

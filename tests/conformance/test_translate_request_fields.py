@@ -24,7 +24,7 @@ from tests.conformance.requests import (
     user,
 )
 from tests.conformance.rig import Gateway
-from tests.conformance.translating import ask
+from tests.conformance.translating import Sent, ask
 
 from lurus_dialects.dialect import Dialect
 
@@ -93,8 +93,12 @@ class TestLimits:
         (await ask(gateway, C, A, {**request, "n": 2})).assert_refused("n")
         provider = await gateway.add("A")
         await gateway.rest("POST", "models", json={"model_id": provider.model, "max_output_tokens": "4321"})
-        sent = await ask(gateway, C, provider, request)
-        assert sent.upstream["max_tokens"] == 4321
+
+        async def asked() -> Sent | None:
+            found = await ask(gateway, C, provider, request)
+            return found if found.upstream["max_tokens"] == 4321 else None
+
+        sent = await gateway.eventually(asked)
         assert sent.upstream.get("temperature", 1) == 1
         assert "seed" not in sent.upstream
         assert {"temperature", "seed"} <= set(sent.lossy) and "top_p" not in sent.lossy
