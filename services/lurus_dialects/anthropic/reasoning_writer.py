@@ -71,6 +71,8 @@ def _thinking(
     # An effort alone makes an OpenAI model think, and not an Anthropic one.
     is_thinking = mode == chat_pb2.CHAT_REASONING_MODE_ADAPTIVE or (effort and not setting.is_own)
     if not is_thinking:
+        if reasoning.summary:
+            setting.losses.note("reasoning.summary")
         return None
     if not setting.target.quirks.no_adaptive_thinking:
         return {"type": "adaptive", **_display(reasoning)}
