@@ -39,7 +39,7 @@ def anthropic_probes() -> list[Probe]:
     configured = {**user("hi"), "output_config": {"effort": "low"}}
     probes.add("T1", "`output_config` of a message", a_request(configured))
     probes.turn("T2", "text", text("more"))
-    probes.turn("T2", "an empty text", text(""))
+    probes.turn("T2", "an empty text", text(""), idle="left out: it says nothing")
     probes.turn(
         "T2",
         "citations of a text",
@@ -62,7 +62,8 @@ def anthropic_probes() -> list[Probe]:
     _anthropic_tools(probes)
     probes.fields("T14", output_config={"effort": "max"})
     probes.fields("T14", thinking={"type": "disabled"})
-    probes.fields("T14", thinking={"type": "adaptive"})
+    adaptive = request_of(A, thinking={"type": "adaptive"})
+    probes.add("T14", "`thinking.type: adaptive`", adaptive, idle="left out: it is the usual")
     probes.fields("T14", thinking={"type": "adaptive", "display": "summarized"})
     budget = {"type": "enabled", "budget_tokens": 10_000}
     probes.add(

@@ -29,7 +29,7 @@ def chat_probes() -> list[Probe]:
         "T1", "a system message amid the others", c_request(*talk[:2], rules, talk[2]), c_request(*talk)
     )
     probes.turn("T2", "text", text("more"))
-    probes.turn("T2", "an empty text", text(""))
+    probes.turn("T2", "an empty text", text(""), idle="left out: it says nothing")
     probes.add("T2", "`name`", c_request({**hi, "name": "bob"}))
     refused = {"role": "assistant", "content": None, "refusal": "no"}
     probes.add("T2", "a refusal", c_request(hi, refused, user("go")))

@@ -52,14 +52,14 @@ class Probe:
         what: says what is in it.
         request: holds it.
         without: the same request without it.
-        is_of_answer: the answer's writer heeds it, the provider need not.
+        idle: why the provider need not be told of it; empty if it must.
     """
 
     concept: str
     what: str
     request: dict[str, Any]
     without: dict[str, Any]
-    is_of_answer: bool = False
+    idle: str = ""
 
 
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}
@@ -83,9 +83,11 @@ class Probes:
         self.found: list[Probe] = []
         self._base = request_of(dialect)
 
-    def add(self, concept: str, what: str, request: dict[str, Any], without: Any = None) -> None:
+    def add(
+        self, concept: str, what: str, request: dict[str, Any], without: Any = None, idle: str = ""
+    ) -> None:
         """Adds a request, and what it is without the thing."""
-        self.found.append(Probe(concept, what, request, without or self._base))
+        self.found.append(Probe(concept, what, request, without or self._base, idle))
 
     def fields(self, concept: str, **fields: Any) -> None:
         """Adds a probe for each field at the top level."""
@@ -102,11 +104,13 @@ class Probes:
         """Adds a probe for each field that says what the answer is to look like."""
         for name, value in fields.items():
             what = f"`{name}: {json.dumps(value)}`"
-            self.found.append(Probe(concept, what, {**self._base, name: value}, self._base, True))
+            self.found.append(
+                Probe(concept, what, {**self._base, name: value}, self._base, "kept, in the answer")
+            )
 
-    def turn(self, concept: str, what: str, *content: dict[str, Any]) -> None:
+    def turn(self, concept: str, what: str, *content: dict[str, Any], idle: str = "") -> None:
         """Adds blocks to the user's turn."""
-        self.add(concept, what, self._with_content([*content]), self._with_content([]))
+        self.add(concept, what, self._with_content([*content]), self._with_content([]), idle)
 
     def choice(self, tool: dict[str, Any], choice: Any) -> None:
         """Adds a choice among the tools."""

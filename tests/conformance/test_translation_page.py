@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from tests.conformance.probes import CONCEPTS
-from tests.conformance.translation_page import PAGE, PROBES, outcome, page
+from tests.conformance.translation_page import LEFT_OUT, PAGE, PROBES, outcome, page
 
 from lurus.provider.v1.provider_pb2 import ProviderQuirks
 from lurus_dialects.dialect import Dialect
@@ -21,7 +21,7 @@ def test_nothing_is_left_out_without_a_word(source: Dialect, target: Dialect) ->
     silent = [
         f"{probe.concept} {probe.what}"
         for probe in PROBES[source]
-        if outcome(source, target, probe, ProviderQuirks()) == "left out"
+        if outcome(source, target, probe, ProviderQuirks()) == LEFT_OUT
     ]
     assert silent == []
 

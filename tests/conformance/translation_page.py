@@ -43,6 +43,7 @@ QUIRKS: dict[str, object] = {
     "anthropic_version": "2026-10-21",
 }
 KEPT = "kept"
+LEFT_OUT = "left out without a word"
 INTRODUCTION = """\
 # What translation keeps
 
@@ -88,7 +89,7 @@ def outcome(source: Dialect, target: Dialect, probe: Probe, quirks: ProviderQuir
     if own:
         return "; ".join(own)
     # What changes nothing on the way was lost, and nobody said so.
-    return KEPT if body != without or probe.is_of_answer else "left out"
+    return KEPT if body != without else probe.idle or LEFT_OUT
 
 
 def _translated(
