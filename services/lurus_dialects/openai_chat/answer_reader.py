@@ -22,6 +22,7 @@ from lurus.routing.v1.chat_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.openai_chat.failure_reader import failure_of
 from lurus_dialects.openai_chat.stream_blocks import (
     REFUSAL,
     TEXT,
@@ -33,7 +34,6 @@ from lurus_dialects.openai_chat.stream_blocks import (
 )
 from lurus_dialects.surrogates import joined
 from lurus_dialects.translation import ToolName, set_tokens
-from lurus_dialects.upstream_errors import stream_error_status
 from lurus_dialects.usage import UsageMeter
 
 # No answer of any model comes near.
@@ -45,29 +45,8 @@ _STOP_KINDS: Final = {
     "function_call": chat_pb2.CHAT_STOP_KIND_TOOL_CALLS,
     "content_filter": chat_pb2.CHAT_STOP_KIND_REFUSAL,
 }
-# Whatever the server says, a turn with whole calls is one for tools.
-_ENDS_OF_CALLS: Final = (chat_pb2.CHAT_STOP_KIND_END_TURN, chat_pb2.CHAT_STOP_KIND_UNSPECIFIED)
-_REASONS: Final = {
-    "context_length_exceeded": "CONTEXT_TOO_LONG",
-    "context_window_exceeded": "CONTEXT_TOO_LONG",
-    "invalid_request_error": "INVALID_REQUEST",
-    "invalid_prompt": "INVALID_REQUEST",
-    "rate_limit_exceeded": "RATE_LIMITED",
-    "rate_limit_error": "RATE_LIMITED",
-    "server_is_overloaded": "OVERLOADED",
-    "overloaded_error": "OVERLOADED",
-    "model_not_found": "MODEL_NOT_FOUND",
-    "timeout_error": "UPSTREAM_TIMEOUT",
-}
-_OUR_CREDENTIAL: Final = frozenset(
-    {
-        "insufficient_quota",
-        "billing_not_active",
-        "invalid_api_key",
-        "authentication_error",
-        "permission_error",
-    }
-)
+# Ends that may have cut a call; whatever else the server says, a turn with calls is one for tools.
+_CUTTING_ENDS: Final = (chat_pb2.CHAT_STOP_KIND_MAX_TOKENS, chat_pb2.CHAT_STOP_KIND_REFUSAL)
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -162,9 +141,12 @@ class StreamReader:
 
     def _read_odd(self, data: bytes) -> Events:
         if data.strip() == b"[DONE]":
-            return self._start(_Chunk()) + self._finished()
+            return self._finished() if self._is_started else self.end()
         value = loose.decode(data)
         if not isinstance(value, dict):
+            if data.lstrip()[:1] == b"{":
+                # An answer that lacks a piece is another answer.
+                return self._broken("UPSTREAM_FAILED", "the provider sent an event that cannot be read", 502)
             return []
         return self._bounded(_fitted(value), data)
 
@@ -179,7 +161,7 @@ class StreamReader:
             return self._failed(data)
         events = [] if self._is_started else self._start(chunk)
         if chunk.choices:
-            choice = chunk.choices[0]
+            choice = chunk.choices[0] if not chunk.choices[0].index else _first(chunk.choices)
             if choice.delta is not None:
                 events += self._read_delta(choice.delta)
             if choice.finish_reason:
@@ -280,7 +262,12 @@ class StreamReader:
                 if not is_other:
                     return call
                 break
-            if fragment.index is None and (fragment.id or "") in (call.given_id, ""):
+            if fragment.index is None and fragment.id and fragment.id == call.given_id:
+                return call
+            if fragment.index is None and not fragment.id:
+                # A name after complete arguments is another call's.
+                if function.name and call.is_complete:
+                    break
                 return call
         if len(self._calls) >= MAX_CALLS:
             raise TooLarge
@@ -296,7 +283,7 @@ class StreamReader:
         if not chunk.choices:
             return self._broken("UPSTREAM_FAILED", "the provider's answer holds no choice", 502)
         events = self._start(chunk)
-        choice = chunk.choices[0]
+        choice = _first(chunk.choices)
         message = choice.message or choice.delta or _Delta()
         for place, call in enumerate(message.tool_calls or ()):
             call.index = place
@@ -323,7 +310,8 @@ class StreamReader:
             events += call.end()
         self._is_over = True
         kind = _STOP_KINDS.get(self._stop_reason, chat_pb2.CHAT_STOP_KIND_UNSPECIFIED)
-        if self._calls and kind in _ENDS_OF_CALLS:
+        is_cut = kind in _CUTTING_ENDS and any(call.is_cut for _, call in self._calls)
+        if self._calls and not is_cut:
             kind = chat_pb2.CHAT_STOP_KIND_TOOL_CALLS
         finish = ChatFinish(
             stop_reason=self._stop_reason,
@@ -345,24 +333,12 @@ class StreamReader:
         return tokens
 
     def _failed(self, data: bytes) -> Events:
-        """The provider reports an error, in one of the shapes that servers use."""
-        value = loose.decode(data)
-        body: dict[str, Any] = value if isinstance(value, dict) else {}
-        error = body.get("error")
-        fields: dict[str, Any] = error if isinstance(error, dict) else body
-        code = joined(loose.text_of(fields, "code") or loose.text_of(fields, "type"))
-        message = joined(loose.text_of(fields, "message") or (error if isinstance(error, str) else ""))
-        if code in _OUR_CREDENTIAL:
-            message = "the provider refused the gateway's credential"
-        status = stream_error_status(loose.compact({"error": {"code": code}}))
-        reason = "UPSTREAM_CREDENTIAL_REJECTED" if code in _OUR_CREDENTIAL else _REASONS.get(code)
-        return self._broken(
-            reason or "UPSTREAM_FAILED", message or "the provider broke off its answer", status, code
-        )
-
-    def _broken(self, reason: str, message: str, status: int, code: str = "") -> Events:
         self._is_over = True
-        error = ChatError(reason=reason, message=message, http_status=status, code=code)
+        return [StreamChatResponse(error=failure_of(data))]
+
+    def _broken(self, reason: str, message: str, status: int) -> Events:
+        self._is_over = True
+        error = ChatError(reason=reason, message=message, http_status=status)
         return [StreamChatResponse(error=error)]
 
 
@@ -386,6 +362,11 @@ def _fitted(value: dict[str, Any]) -> _Chunk:
                     loose.text_of(part, "text") for part in loose.objects_in(inner, "content")
                 )
     return loose.fit(_Chunk, value)
+
+
+def _first(choices: list[_Choice]) -> _Choice:
+    """Returns the first of several answers; of another one nothing is told."""
+    return next((choice for choice in choices if not choice.index), _Choice())
 
 
 def _citation(raw: msgspec.Raw) -> ChatCitation:

@@ -67,6 +67,8 @@ class StreamWriter:
         if self.is_over:
             return b""
         kind = event.WhichOneof("event")
+        if kind == "error":
+            return self.error(event.error.reason, event.error.message, "")
         begin = b"" if self._is_started else self._begin()
         if kind == "text_delta":
             name = "refusal" if event.block_index in self._refusals else "content"

@@ -4,15 +4,15 @@ Here the results of tools are messages of their own that must follow their
 calls, and only some servers take rules in mid-conversation.
 """
 
-import base64
 from typing import Any, Final
 
 import msgspec
 
 from lurus.routing.v1 import chat_pb2
-from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMedia, ChatMessage, ChatThinking, ChatToolCall
+from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatThinking, ChatToolCall
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.openai_chat.part_writer import Part, PartWriter, as_parts, content_of
 from lurus_dialects.openai_chat.tool_writer import ToolWriter
 from lurus_dialects.openai_chat.vendor_fields import (
     OWN,
@@ -25,14 +25,9 @@ from lurus_dialects.translation import Losses, Target
 NO_OUTPUT: Final = "[no tool output recorded]"
 TOOL_ERROR: Final = "[tool error] "
 ATTRIBUTION: Final = "x-anthropic-billing-header:"
-MAX_CACHE_MARKS: Final = 4
 _RULES: Final = (chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER)
 _ASSISTANT: Final = chat_pb2.CHAT_ROLE_ASSISTANT
 _CUSTOM: Final = chat_pb2.CHAT_TOOL_KIND_CUSTOM
-_AUDIO_FORMATS: Final = {"audio/mpeg": "mp3", "audio/x-wav": "wav", "audio/wave": "wav"}
-_EXTENSIONS: Final = {"application/pdf": "pdf", "text/plain": "txt", "text/markdown": "md"}
-
-Part = dict[str, Any]
 
 
 class MessageWriter:
@@ -47,13 +42,13 @@ class MessageWriter:
         self._tools = tools
         self._losses = losses
         self._written: list[dict[str, Any]] = []
-        # Calls without a result yet, by id, with their paths.
+        # Calls of the last answer without a result yet, by id, with their paths.
         self._unanswered: dict[str, str] = {}
-        self._known_calls: set[str] = set()
-        # What a tool returned besides text, and rules that came between calls and results.
+        # Messages that came between calls and their results, where none may stand.
+        self._waiting: list[dict[str, Any]] = []
+        # What a tool returned besides text, and rules, for the next user's turn.
         self._held: list[Part] = []
-        has_marks = self._is_own or source is Dialect.OPENAI_RESPONSES
-        self._marks_left = 2**31 if has_marks else MAX_CACHE_MARKS * self._quirks.has_explicit_cache
+        self._part_writer = PartWriter(source, target, losses)
 
     def write(self, messages: list[tuple[str, ChatMessage]]) -> list[dict[str, Any]]:
         """Returns the messages, each given with its path."""
@@ -82,14 +77,27 @@ class MessageWriter:
         if not parts and not self._is_own:
             return
         if is_leading or self._is_own or self._quirks.has_mid_system:
-            written = {"role": self._role_of(message), "content": _content(parts)}
+            written = {"role": self._role_of(message), "content": content_of(parts)}
             self._finish(path, message, written)
-            if self._unanswered and not self._is_own:
-                self._complete_results()
-            self._written.append(written)
+            if not (is_leading and self._joins_rules(written)):
+                self._add(written)
             return
         self._losses.warn(path, "rules in mid-conversation went into a user's turn")
         self._add_to_user([{**part, "text": f"<system>{part.get('text', '')}</system>"} for part in parts])
+
+    def _joins_rules(self, written: dict[str, Any]) -> bool:
+        """Adds rules to those before them, since the templates of many models take one message of rules."""
+        last = self._written[-1] if self._written else {}
+        is_joined = (
+            not self._is_own and not self._quirks.has_mid_system and last.get("role") == written["role"]
+        )
+        if is_joined:
+            last["content"] = content_of([*as_parts(last["content"]), *as_parts(written["content"])])
+        return is_joined
+
+    def _add(self, written: dict[str, Any]) -> None:
+        """Adds a message; behind calls that have no results yet, it waits for these."""
+        (self._waiting if self._unanswered and not self._is_own else self._written).append(written)
 
     def _role_of(self, message: ChatMessage) -> str:
         is_developer = message.role == chat_pb2.CHAT_ROLE_DEVELOPER
@@ -107,7 +115,7 @@ class MessageWriter:
             self._held += parts
             return
         last = self._written[-1]
-        last["content"] = _content([*_as_parts(last["content"]), *parts])
+        last["content"] = content_of([*as_parts(last["content"]), *parts])
 
     # Users and tools.
 
@@ -123,22 +131,20 @@ class MessageWriter:
         if rest and rest[0].vendor_block.name == "function" and self._is_own:
             self._written.append(msgspec.json.decode(rest[0].vendor_block.json))
             return
-        if not self._is_own:
-            self._complete_results(is_followed_by_user=True)
         held, self._held = self._held, []
         parts = [*held, *self._parts(rest, path)]
         if not parts and not self._is_own:
             return
-        written = {"role": "user", "content": _content(parts)}
+        written = {"role": "user", "content": content_of(parts)}
         self._finish(path, message, written)
-        self._written.append(written)
+        self._add(written)
 
     def _add_result(self, block: ChatBlock, message: ChatMessage, path: str) -> None:
         result = block.tool_result
         identifier = self._call_id(result.tool_call_id)
-        if not self._is_own and identifier not in self._known_calls:
-            self._losses.refuse(_id_path(message, path), "answers a call that was not made")
-        self._unanswered.pop(identifier, None)
+        if not self._is_own and identifier not in self._unanswered:
+            why = "the turn before has no call of this id without a result"
+            self._losses.refuse(_id_path(message, path), why)
         prefix = TOOL_ERROR if result.is_error else ""
         if prefix:
             self._losses.note(f"{path}.is_error")
@@ -148,23 +154,27 @@ class MessageWriter:
             inner_path = inner.source_path or f"{path}.blocks[{i}]"
             is_text = inner.WhichOneof("block") in ("text", "refusal")
             (texts if is_text else others).append((inner_path, inner))
-        parts = [self._part(inner, inner_path) for inner_path, inner in texts]
+        parts = [self._part_writer.write(inner, inner_path) for inner_path, inner in texts]
         written: dict[str, Any] = {"role": "tool", "tool_call_id": identifier}
         if self._quirks.has_tool_parts:
-            parts += [self._part(inner, inner_path) for inner_path, inner in others]
+            parts += [self._part_writer.write(inner, inner_path) for inner_path, inner in others]
         elif others:
             self._attach(identifier, others)
         written["content"] = self._result_content(parts, prefix)
         translate_block_fields(block.vendor_fields, written, path, self._losses)
-        translate_message_fields(message.vendor_fields, written, path, self._losses)
+        if message.role == chat_pb2.CHAT_ROLE_TOOL:
+            self._finish(message.source_path or path, message, written)
         self._written.append(written)
+        self._unanswered.pop(identifier, None)
+        if not self._unanswered:
+            self._release()
 
     def _attach(self, identifier: str, blocks: list[tuple[str, ChatBlock]]) -> None:
         """Holds what a result may not contain here, for the next user's turn."""
         self._held.append({"type": "text", "text": f"[attachment of tool result {identifier}]"})
         for path, block in blocks:
             self._losses.warn(path, "went from the tool's result into the next user's turn")
-            self._held.append(self._part(block, path))
+            self._held.append(self._part_writer.write(block, path))
 
     def _result_content(self, parts: list[Part], prefix: str) -> Any:
         if parts and prefix and parts[0].get("type") == "text":
@@ -176,9 +186,9 @@ class MessageWriter:
         is_text_only = all(part.keys() == {"type", "text"} for part in parts)
         if is_text_only and not self._is_own:
             return "\n\n".join(part["text"] for part in parts)
-        return _content(parts)
+        return content_of(parts)
 
-    def _complete_results(self, *, is_followed_by_user: bool = False) -> None:
+    def _complete_results(self) -> None:
         """Gives every call a result, since one without is refused, and releases what was held."""
         if not self._is_own:
             for identifier, path in self._unanswered.items():
@@ -186,21 +196,26 @@ class MessageWriter:
                 content = f"{TOOL_ERROR}{NO_OUTPUT}"
                 self._written.append({"role": "tool", "tool_call_id": identifier, "content": content})
         self._unanswered.clear()
-        if self._held and not is_followed_by_user:
-            self._written.append({"role": "user", "content": _content(self._held)})
+        self._release()
+        if self._held:
+            self._written.append({"role": "user", "content": content_of(self._held)})
             self._held = []
+
+    def _release(self) -> None:
+        self._written += self._waiting
+        self._waiting = []
 
     # Answers.
 
     def _add_answer(self, path: str, message: ChatMessage) -> None:
-        if not self._is_own and (self._unanswered or self._held) and not self._continues_answer():
+        if not self._is_own and not self._continues_answer():
             self._complete_results()
         written: dict[str, Any] = {"role": "assistant", "content": None}
         parts: list[Part] = []
         for i, block in enumerate(message.blocks):
             self._add_answer_block(written, parts, block, block.source_path or f"{path}.blocks[{i}]")
         if parts:
-            written["content"] = _content(parts) if self._is_own else _joined(parts)
+            written["content"] = content_of(parts) if self._is_own else _joined(parts)
         self._finish(path, message, written)
         if len(written) == 2 and not parts and not self._is_own:
             return
@@ -210,7 +225,8 @@ class MessageWriter:
             self._written.append(written)
 
     def _continues_answer(self) -> bool:
-        return bool(self._written) and self._written[-1]["role"] == "assistant"
+        is_open = bool(self._written) and self._written[-1]["role"] == "assistant"
+        return is_open and not self._waiting and not self._held
 
     def _add_answer_block(
         self, written: dict[str, Any], parts: list[Part], block: ChatBlock, path: str
@@ -222,14 +238,16 @@ class MessageWriter:
             written.setdefault("tool_calls", []).append(self._call(block, path))
         elif kind == "thinking":
             self._add_thinking(written, block.thinking, path)
-        elif kind == "refusal" and (path.endswith(".refusal") or not self._is_own):
+        elif kind == "refusal" and path.endswith(".refusal") and self._is_own:
             written["refusal"] = block.refusal
+        elif kind == "media" and not self._is_own:
+            self._losses.refuse(path, "the provider does not take this for something that a model said")
         elif kind == "vendor_block" and self._is_own and path.endswith(f".{block.vendor_block.name}"):
             written[block.vendor_block.name] = msgspec.Raw(block.vendor_block.json)
         elif kind is not None:
             if "tool_calls" in written and not self._is_own:
                 self._losses.note(path)
-            parts.append(self._part(block, path))
+            parts.append(self._part_writer.write(block, path))
 
     def _add_thinking(self, written: dict[str, Any], thinking: ChatThinking, path: str) -> None:
         """Gives thinking back where it is wanted; elsewhere it means nothing (wire-contract C.3)."""
@@ -250,7 +268,6 @@ class MessageWriter:
         call = block.tool_call
         identifier = self._call_id(call.tool_call_id)
         self._unanswered[identifier] = path
-        self._known_calls.add(identifier)
         name = self._tools.name(call.name, call.namespace)
         is_wrapped = self._tools.is_wrapped(call.kind)
         if call.kind == _CUSTOM and not is_wrapped:
@@ -281,98 +298,16 @@ class MessageWriter:
     # Parts.
 
     def _finish(self, path: str, message: ChatMessage, written: dict[str, Any]) -> None:
-        if message.name and self._is_own:
+        if message.name:
             written["name"] = message.name
-        elif message.name:
-            self._losses.note(f"{path}.name")
         translate_message_fields(message.vendor_fields, written, path, self._losses)
 
     def _parts(self, blocks: list[ChatBlock], path: str) -> list[Part]:
         parts = [
-            self._part(block, block.source_path or f"{path}.blocks[{i}]") for i, block in enumerate(blocks)
+            self._part_writer.write(block, block.source_path or f"{path}.blocks[{i}]")
+            for i, block in enumerate(blocks)
         ]
         return parts if self._is_own else [part for part in parts if part.get("text") != ""]
-
-    def _part(self, block: ChatBlock, path: str) -> Part:
-        kind = block.WhichOneof("block")
-        if kind == "text":
-            part: Part = {"type": "text", "text": block.text}
-        elif kind == "refusal":
-            part = {"type": "refusal", "refusal": block.refusal}
-        elif kind == "media":
-            part = self._media(block.media, path)
-        elif kind == "vendor_block" and block.vendor_block.dialect == OWN:
-            return msgspec.json.decode(block.vendor_block.json, type=dict[str, msgspec.Raw])
-        elif kind == "vendor_block":
-            self._losses.refuse(path, f"{block.vendor_block.name} is known only to another provider")
-        else:
-            self._losses.refuse(path, "cannot stand here at this provider")
-        if block.citations:
-            self._losses.note(f"{path}.citations")
-        if block.HasField("cache_hint"):
-            self._mark(block, part, path)
-        translate_block_fields(block.vendor_fields, part, path, self._losses)
-        return part
-
-    def _mark(self, block: ChatBlock, part: Part, path: str) -> None:
-        if not self._marks_left:
-            self._losses.note(f"{path}.cache_control")
-            return
-        self._marks_left -= 1
-        part["prompt_cache_breakpoint"] = {"mode": "explicit"}
-        if block.cache_hint.ttl in ("30m", "12h") or (self._is_own and block.cache_hint.ttl):
-            part["prompt_cache_breakpoint"]["ttl"] = block.cache_hint.ttl
-
-    def _media(self, media: ChatMedia, path: str) -> Part:
-        if media.WhichOneof("source") == "file_id" and not self._is_own:
-            self._losses.refuse(path, "a file that another provider holds cannot be sent")
-        if media.kind == chat_pb2.CHAT_MEDIA_KIND_AUDIO:
-            return self._audio(media, path)
-        if media.kind == chat_pb2.CHAT_MEDIA_KIND_DOCUMENT:
-            return self._document(media, path)
-        image = {"url": media.url or _data_url(media)}
-        if media.detail:
-            image["detail"] = media.detail
-        return {"type": "image_url", "image_url": image}
-
-    def _document(self, media: ChatMedia, path: str) -> Part:
-        source = media.WhichOneof("source")
-        if source == "text":
-            self._losses.warn(path, "a document of plain text was sent as a text")
-            return {"type": "text", "text": f"{media.title}\n\n{media.text}".lstrip("\n")}
-        if source == "url" and not media.url.startswith("data:"):
-            self._losses.refuse(path, "the provider's dialect takes documents as data, not by address")
-        file: dict[str, Any] = {}
-        if media.title:
-            file["filename"] = media.title
-        elif not self._is_own:
-            # Data without a name is refused.
-            file["filename"] = f"document.{_EXTENSIONS.get(media.media_type, 'bin')}"
-        if source == "file_id":
-            file = {"file_id": media.file_id, **({"filename": media.title} if media.title else {})}
-        else:
-            file["file_data"] = media.url or _data_url(media)
-        if media.detail:
-            self._losses.warn(f"{path}.detail", "is not known to the provider's dialect and was left out")
-        return {"type": "file", "file": file}
-
-    def _audio(self, media: ChatMedia, path: str) -> Part:
-        data = _base64(media)
-        if not data:
-            self._losses.refuse(path, "sound can be sent to this provider only as data")
-        form = _AUDIO_FORMATS.get(media.media_type, media.media_type.partition("/")[2])
-        return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
-
-
-def _content(parts: list[Part]) -> Any:
-    """Returns a string for a lone plain text, else the parts."""
-    if len(parts) == 1 and parts[0].keys() == {"type", "text"} and isinstance(parts[0]["text"], str):
-        return parts[0]["text"]
-    return parts if parts else ""
-
-
-def _as_parts(content: Any) -> list[Part]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
 
 
 def _joined(parts: list[Part]) -> Any:
@@ -388,7 +323,7 @@ def _merge(last: dict[str, Any], written: dict[str, Any]) -> None:
         if isinstance(last["content"], str) and isinstance(written["content"], str):
             last["content"] = "\n\n".join(filter(None, (last["content"], written["content"])))
         else:
-            last["content"] = [*_as_parts(last["content"]), *_as_parts(written["content"])] or None
+            last["content"] = [*as_parts(last["content"]), *as_parts(written["content"])] or None
     for name, value in written.items():
         if name == "tool_calls":
             last.setdefault("tool_calls", []).extend(value)
@@ -403,12 +338,3 @@ def _id_path(message: ChatMessage, path: str) -> str:
         return f"{path}.tool_use_id"
     place = message.source_path or path
     return f"{place}.call_id" if place.startswith("input") else f"{place}.tool_call_id"
-
-
-def _base64(media: ChatMedia) -> str:
-    return media.base64_data or base64.b64encode(media.data).decode()
-
-
-def _data_url(media: ChatMedia) -> str:
-    data = _base64(media)
-    return f"data:{media.media_type};base64,{data}" if media.media_type else data

@@ -92,6 +92,16 @@ class CallBlock:
         """True once the start was told."""
         return self._index >= 0
 
+    @property
+    def is_complete(self) -> bool:
+        """True if the arguments are a whole JSON object; a custom tool's text has no such end."""
+        return not self._is_custom and isinstance(loose.decode("".join(self._parts).encode()), dict)
+
+    @property
+    def is_cut(self) -> bool:
+        """True if the arguments were begun and not completed."""
+        return bool(self._parts) and not self.is_complete
+
     def begin(self, index: int) -> Events:
         """Returns the start, under the name that the client gave the tool, and the arguments so far."""
         name = joined(self.name)

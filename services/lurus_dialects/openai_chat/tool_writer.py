@@ -45,21 +45,25 @@ class ToolWriter:
     def tools(self) -> list[Any]:
         """Returns the tools that this provider can be given."""
         written = []
+        known: set[str] = set()
         for i, tool in enumerate(self._request.tools):
-            value = self._tool(tool, tool.source_path or f"tools[{i}]")
+            value = self._tool(tool, tool.source_path or f"tools[{i}]", known)
             if value is not None:
                 written.append(value)
         if self._request.tools and not written:
             self._losses.refuse("tools", "none of them can be called at this provider")
         return written
 
-    def _tool(self, tool: ChatTool, path: str) -> Any:
+    def _tool(self, tool: ChatTool, path: str, known: set[str]) -> Any:
         if tool.HasField("hosted"):
             if tool.hosted.dialect == OWN:
                 return msgspec.Raw(tool.hosted.json)
             self._losses.warn(path, "is run by another provider and was left out")
             return None
         name = self.name(tool.name, tool.namespace)
+        if name in known and not self._is_own:
+            self._losses.refuse(f"{path}.name", f"two tools are called {name}")
+        known.add(name)
         is_wrapped = self.is_wrapped(tool.kind)
         if name != tool.name or is_wrapped:
             self.tool_names[name] = ToolName(tool.name, tool.namespace, is_wrapped)
@@ -68,8 +72,7 @@ class ToolWriter:
         if tool.kind == _CUSTOM and not is_wrapped:
             value: dict[str, Any] = {"type": "custom", "custom": self._custom(tool, name)}
         elif is_wrapped:
-            self._losses.warn(path, "became a function that takes a text; its grammar is not enforced")
-            value = {"type": "function", "function": _wrapper(tool, name)}
+            value = {"type": "function", "function": self._wrapper(tool, name, path)}
         else:
             value = {"type": "function", "function": self._function(tool, name)}
         translate_tool_fields(tool.vendor_fields, value, path, self._losses)
@@ -95,14 +98,26 @@ class ToolWriter:
             custom["format"] = _format(tool.format)
         return custom
 
+    def _wrapper(self, tool: ChatTool, name: str, path: str) -> dict[str, Any]:
+        """Returns the function that stands for a custom tool."""
+        format_ = loose.decode(tool.format) if tool.format else None
+        described = tool.description
+        if isinstance(format_, dict) and format_.get("type") != "text":
+            self._losses.warn(f"{path}.format", "the grammar is described and not enforced")
+            definition = loose.text_of(format_, "definition") or tool.format.decode("utf-8", "replace")
+            described = "\n\n".join(filter(None, (described, definition)))
+        text = {"type": "string", "description": described}
+        schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
+        function: dict[str, Any] = {"name": name, "parameters": schema}
+        if tool.description:
+            function["description"] = tool.description
+        return function
+
     def choice(self) -> Any:
         """Returns what the model must call; None if it is left open."""
         choice = self._request.tool_choice
         if choice.allowed_names:
-            is_any = choice.mode == chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY
-            allowed = [self._reference(name) for name in choice.allowed_names]
-            inner = {"mode": "required" if is_any else "auto", "tools": allowed}
-            return {"type": "allowed_tools", "allowed_tools": inner}
+            return self._allowed()
         if choice.mode != chat_pb2.CHAT_TOOL_CHOICE_MODE_TOOL:
             return _MODES.get(choice.mode)
         if choice.kind == chat_pb2.CHAT_TOOL_KIND_HOSTED:
@@ -111,23 +126,37 @@ class ToolWriter:
             return {"type": choice.name}
         return self._reference(choice.name, choice.namespace, choice.kind)
 
+    def _allowed(self) -> Any:
+        """Returns those of the allowed tools that this provider was given."""
+        choice = self._request.tool_choice
+        allowed: list[Any] = []
+        for name in choice.allowed_names:
+            tool = self._find(name)
+            if tool is None or not tool.HasField("hosted"):
+                allowed.append(self._reference(name))
+            elif tool.hosted.dialect == OWN:
+                allowed.append({"type": name})
+            else:
+                self._losses.note("tool_choice")
+        if not allowed:
+            self._losses.refuse("tool_choice", "none of the allowed tools can be called at this provider")
+        is_any = choice.mode == chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY
+        inner = {"mode": "required" if is_any else "auto", "tools": allowed}
+        return {"type": "allowed_tools", "allowed_tools": inner}
+
+    def _find(self, name: str) -> ChatTool | None:
+        """Returns a tool by its name, with or without its namespace."""
+        for tool in self._request.tools:
+            if name == tool.name or (tool.namespace and name == f"{tool.namespace}__{tool.name}"):
+                return tool
+        return None
+
     def _reference(self, name: str, namespace: str = "", kind: int = 0) -> dict[str, Any]:
-        tool = next((tool for tool in self._request.tools if tool.name == name), None)
+        tool = self._find(name)
         if tool is not None:
-            kind, namespace = kind or tool.kind, namespace or tool.namespace
+            name, kind, namespace = tool.name, kind or tool.kind, namespace or tool.namespace
         word = "custom" if kind == _CUSTOM and not self.is_wrapped(kind) else "function"
         return {"type": word, word: {"name": self.name(name, namespace)}}
-
-
-def _wrapper(tool: ChatTool, name: str) -> dict[str, Any]:
-    """Returns the function that stands for a custom tool."""
-    grammar = f"\n\nThe input must have this format: {tool.format.decode()}" if tool.format else ""
-    text = {"type": "string", "description": f"{tool.description}{grammar}".strip()}
-    schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
-    function: dict[str, Any] = {"name": name, "parameters": schema}
-    if tool.description:
-        function["description"] = tool.description
-    return function
 
 
 def _format(stated: bytes) -> Any:
