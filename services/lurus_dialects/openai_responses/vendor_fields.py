@@ -156,6 +156,9 @@ def translate_block_fields(
     for field in fields:
         if field.dialect == OWN:
             part[field.name] = msgspec.Raw(field.json)
+        elif field.name == "citations" and field.json.startswith(b"{") and b"true" in field.json:
+            # Of a document it is a wish; of a text it is what was cited, a list.
+            losses.warn(f"{path}.citations", "the provider's dialect cites no documents")
         else:
             _lose_inner(field, _SILENT_OF_BLOCK, path, losses)
 
