@@ -16,6 +16,7 @@ from lurus.billing.v1 import billing_pb2 as pb
 from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing import budget_watch
+from lurus_billing.account_store import AccountStore
 from lurus_billing.budget_store import BudgetStore
 from lurus_billing.budget_watch import BudgetWatch
 from lurus_billing.reservation_store import ReservationStore
@@ -233,3 +234,31 @@ class TestWatch:
         for stream in streams:
             await stream.aclose()  # type: ignore[attr-defined]  # a generator
         assert not watch._watchers
+
+    async def test_a_change_makes_the_watchers_of_its_account_look_and_nobody_else(
+        self, pool: asyncpg.Pool, accounts: AccountStore
+    ) -> None:
+        names = [(await accounts.create(pb.Account(account_id=new_id("acct")))).account_id for _ in range(3)]
+        looks: list[str] = []
+
+        class Counting(BudgetStore):
+            async def both(self, account_id: str) -> pb.WatchBudgetResponse:
+                looks.append(account_id)
+                return await super().both(account_id)
+
+        watch = BudgetWatch(Counting(pool, 1, 1))
+        streams = [watch.responses(name) for name in names]
+        for stream in streams:
+            await anext(stream)
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(2 * budget_watch.PAUSE_SECONDS)
+        looks.clear()
+        watch.heard(names[0])
+        await asyncio.sleep(0.1)
+        assert looks == names[:1]
+        watch.heard(None)  # some may have been missed
+        await asyncio.sleep(0.1)
+        assert sorted(looks[1:]) == sorted(names)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
