@@ -115,8 +115,8 @@ class TestAnswers:
         self, crossed: Rig, client: DialectValue, provider: DialectValue
     ) -> None:
         may_end = asyncio.Event()  # so that nothing but the terminal event tells of the end
-        events = events_of(provider)
-        crossed.upstream.script = stream([*events[:-1], 0.02, events[-1], may_end])
+        events, end = events_of(provider), end_events(provider)
+        crossed.upstream.script = stream([*events[: -len(end)], 0.1, *end, may_end])
         call = crossed.start(crossed.request(stream_request(client), client))
         states = []
         async for response in call:

@@ -33,6 +33,7 @@ from .rig import (
     MakeRig,
     Rig,
     begin_events,
+    end_events,
     events_of,
     in_process_only,
     plain_answer,
@@ -109,8 +110,8 @@ class TestChat:
     ) -> None:
         rig = await make_rig({"one": {"dialects": [provider]}})
         may_end = asyncio.Event()
-        events = events_of(provider)
-        rig.upstream.script = stream([*events[:-1], 0.02, events[-1], may_end])
+        events, end = events_of(provider), end_events(provider)
+        rig.upstream.script = stream([*events[: -len(end)], 0.1, *end, may_end])
         states = []
         async for event in rig.stub.StreamChat(chat(), metadata=metadata(rig)):
             if event.HasField("text_delta") or event.HasField("finish"):
