@@ -1,6 +1,6 @@
 """Reads a client's messages into the hub's form, one for each."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -29,12 +29,68 @@ THINKING_NAMES: Final = ("reasoning_content", "reasoning")
 _SPOKEN: Final = ("function_call", "audio")
 
 
+class _Function(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    name: str
+    arguments: str
+
+
+class _Call(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    id: str
+    function: _Function
+    type: Literal["function"] = "function"
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A message that says no more than nearly every message does."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: tuple[_Call, ...] = ()
+    tool_call_id: str = ""
+
+
+_PLAIN: Final = msgspec.json.Decoder(_Plain)
+
+
 def read_messages(members: Members) -> list[ChatMessage]:
     """Returns the messages in their order."""
     items = members.items("messages")
     if not items:
         refuse("messages", "must be a list with at least one message")
-    return [_read_message(raw, f"messages[{i}]") for i, raw in enumerate(items)]
+    return [_read_any(raw, f"messages[{i}]") for i, raw in enumerate(items)]
+
+
+def _read_any(raw: msgspec.Raw, path: str) -> ChatMessage:
+    try:
+        plain = _PLAIN.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _read_message(raw, path)
+    return _read_plain(plain, path) or _read_message(raw, path)
+
+
+def _read_plain(plain: _Plain, path: str) -> ChatMessage | None:
+    """Returns a message by a shorter way than `_read_message`; None if only that one will do."""
+    message = ChatMessage(role=_ROLES[plain.role], source_path=path)
+    if plain.role == "tool":
+        if plain.content is None or not plain.tool_call_id or plain.tool_calls:
+            return None
+        result = message.blocks.add(source_path=path).tool_result
+        result.tool_call_id = plain.tool_call_id
+        result.blocks.add(text=plain.content, source_path=f"{path}.content")
+        return message
+    is_answer = plain.role == "assistant"
+    if plain.tool_call_id or (not is_answer and (plain.content is None or plain.tool_calls)):
+        return None
+    if plain.content is not None:
+        message.blocks.add(text=plain.content, source_path=f"{path}.content")
+    for i, call in enumerate(plain.tool_calls):
+        if not call.id or not call.function.name:
+            return None
+        read = message.blocks.add(source_path=f"{path}.tool_calls[{i}]").tool_call
+        read.tool_call_id, read.name = call.id, call.function.name
+        read.arguments = call.function.arguments.encode()
+        read.kind = chat_pb2.CHAT_TOOL_KIND_FUNCTION
+    return message
 
 
 def _read_message(raw: msgspec.Raw, path: str) -> ChatMessage:

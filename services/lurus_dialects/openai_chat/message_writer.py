@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from lurus.routing.v1 import chat_pb2
-from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatThinking, ChatToolCall
+from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatThinking, ChatToolCall, ChatToolResult
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.openai_chat.part_writer import Part, PartWriter, as_parts, content_of
@@ -24,6 +24,7 @@ from lurus_dialects.translation import Losses, Target
 
 NO_OUTPUT: Final = "[no tool output recorded]"
 TOOL_ERROR: Final = "[tool error] "
+ATTACHED: Final = "[see the attachment]"
 ATTRIBUTION: Final = "x-anthropic-billing-header:"
 _RULES: Final = (chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER)
 _ASSISTANT: Final = chat_pb2.CHAT_ROLE_ASSISTANT
@@ -129,7 +130,8 @@ class MessageWriter:
         if not rest and message.blocks:
             return
         if rest and rest[0].vendor_block.name == "function" and self._is_own:
-            self._written.append(msgspec.json.decode(rest[0].vendor_block.json))
+            members = msgspec.json.decode(rest[0].vendor_block.json, type=dict[str, msgspec.Raw])
+            self._written.append({**members, "role": "function"})
             return
         held, self._held = self._held, []
         parts = [*held, *self._parts(rest, path)]
@@ -148,20 +150,13 @@ class MessageWriter:
         prefix = TOOL_ERROR if result.is_error else ""
         if prefix:
             self._losses.note(f"{path}.is_error")
-        texts: list[tuple[str, ChatBlock]] = []
-        others: list[tuple[str, ChatBlock]] = []
-        for i, inner in enumerate(result.blocks):
-            inner_path = inner.source_path or f"{path}.blocks[{i}]"
-            is_text = inner.WhichOneof("block") in ("text", "refusal")
-            (texts if is_text else others).append((inner_path, inner))
-        parts = [self._part_writer.write(inner, inner_path) for inner_path, inner in texts]
-        written: dict[str, Any] = {"role": "tool", "tool_call_id": identifier}
-        if self._quirks.has_tool_parts:
-            parts += [self._part_writer.write(inner, inner_path) for inner_path, inner in others]
-        elif others:
-            self._attach(identifier, others)
-        written["content"] = self._result_content(parts, prefix)
-        translate_block_fields(block.vendor_fields, written, path, self._losses)
+        written = {
+            "role": "tool",
+            "tool_call_id": identifier,
+            "content": self._result_content(result, prefix, identifier, path),
+        }
+        if block.vendor_fields:
+            translate_block_fields(block.vendor_fields, written, path, self._losses)
         if message.role == chat_pb2.CHAT_ROLE_TOOL:
             self._finish(message.source_path or path, message, written)
         self._written.append(written)
@@ -176,15 +171,29 @@ class MessageWriter:
             self._losses.warn(path, "went from the tool's result into the next user's turn")
             self._held.append(self._part_writer.write(block, path))
 
-    def _result_content(self, parts: list[Part], prefix: str) -> Any:
+    def _result_content(self, result: ChatToolResult, prefix: str, identifier: str, path: str) -> Any:
+        blocks = list(result.blocks)
+        if len(blocks) == 1 and _is_plain(blocks[0]):
+            return prefix + blocks[0].text
+        texts: list[Part] = []
+        others: list[tuple[str, ChatBlock]] = []
+        has_parts = self._quirks.has_tool_parts or self._is_own
+        for i, block in enumerate(blocks):
+            block_path = block.source_path or f"{path}.blocks[{i}]"
+            if has_parts or block.WhichOneof("block") in ("text", "refusal"):
+                texts.append(self._part_writer.write(block, block_path))
+            else:
+                others.append((block_path, block))
+        if others:
+            self._attach(identifier, others)
+        return self._joined_texts(texts, prefix) if texts or not others else f"{prefix}{ATTACHED}"
+
+    def _joined_texts(self, parts: list[Part], prefix: str) -> Any:
         if parts and prefix and parts[0].get("type") == "text":
             parts[0]["text"] = prefix + parts[0]["text"]
         elif prefix:
             parts.insert(0, {"type": "text", "text": prefix.rstrip()})
-        if not parts:
-            return "" if self._is_own or not self._held else "[see the attachment]"
-        is_text_only = all(part.keys() == {"type", "text"} for part in parts)
-        if is_text_only and not self._is_own:
+        if not self._is_own and all(part.keys() == {"type", "text"} for part in parts):
             return "\n\n".join(part["text"] for part in parts)
         return content_of(parts)
 
@@ -233,8 +242,6 @@ class MessageWriter:
     ) -> None:
         kind = block.WhichOneof("block")
         if kind == "tool_call":
-            if not parts and "tool_calls" not in written and self._is_own:
-                written["content"] = None
             written.setdefault("tool_calls", []).append(self._call(block, path))
         elif kind == "thinking":
             self._add_thinking(written, block.thinking, path)
@@ -244,6 +251,8 @@ class MessageWriter:
             self._losses.refuse(path, "the provider does not take this for something that a model said")
         elif kind == "vendor_block" and self._is_own and path.endswith(f".{block.vendor_block.name}"):
             written[block.vendor_block.name] = msgspec.Raw(block.vendor_block.json)
+        elif kind == "vendor_block" and self._is_own and ".tool_calls[" in path:
+            written.setdefault("tool_calls", []).append(msgspec.Raw(block.vendor_block.json))
         elif kind is not None:
             if "tool_calls" in written and not self._is_own:
                 self._losses.note(path)
@@ -276,7 +285,8 @@ class MessageWriter:
         else:
             inner = {"name": name, "arguments": self._arguments(call, is_wrapped)}
             written = {"id": identifier, "type": "function", "function": inner}
-        translate_block_fields(block.vendor_fields, written, path, self._losses)
+        if block.vendor_fields:
+            translate_block_fields(block.vendor_fields, written, path, self._losses)
         return written
 
     def _call_id(self, given: str) -> str:
@@ -300,7 +310,8 @@ class MessageWriter:
     def _finish(self, path: str, message: ChatMessage, written: dict[str, Any]) -> None:
         if message.name:
             written["name"] = message.name
-        translate_message_fields(message.vendor_fields, written, path, self._losses)
+        if message.vendor_fields:
+            translate_message_fields(message.vendor_fields, written, path, self._losses)
 
     def _parts(self, blocks: list[ChatBlock], path: str) -> list[Part]:
         parts = [
@@ -308,6 +319,12 @@ class MessageWriter:
             for i, block in enumerate(blocks)
         ]
         return parts if self._is_own else [part for part in parts if part.get("text") != ""]
+
+
+def _is_plain(block: ChatBlock) -> bool:
+    """True for a text that nothing else is said of."""
+    is_text = block.WhichOneof("block") == "text"
+    return is_text and not block.vendor_fields and not block.citations and not block.HasField("cache_hint")
 
 
 def _joined(parts: list[Part]) -> Any:
