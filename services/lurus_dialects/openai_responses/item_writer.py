@@ -75,11 +75,16 @@ class ItemWriter:
             elif kind == "vendor_block" and block_path == message.source_path:
                 self._flush(message)
                 self._items.append(self._vendor_block(block, block_path))
-            elif kind is not None:
+            elif kind is not None and not self._is_silence(block, message):
                 self._parts.append(self._part(block, block_path, message.role))
         is_empty = not message.blocks and self._is_own
         self._flush(message, is_forced=is_empty)
         self._finish(path, message, first)
+
+    def _is_silence(self, block: ChatBlock, message: ChatMessage) -> bool:
+        """Whether a client of another dialect gives back the empty text beside a model's calls."""
+        is_empty = block.WhichOneof("block") == "text" and not block.text
+        return is_empty and not self._is_own and message.role == chat_pb2.CHAT_ROLE_ASSISTANT
 
     def _flush(self, message: ChatMessage, *, is_forced: bool = False) -> None:
         """Ends the message item that collects parts."""
