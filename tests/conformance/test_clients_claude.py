@@ -58,7 +58,7 @@ async def test_K05_a_turn_with_a_tool_completes(gateway: Gateway, tmp_path: Path
     provider = await gateway.add(dialect, script=model.script())
     turn = await claude_turn(gateway.mesh.base_url, gateway.key, provider.model, tmp_path)
     assert not model.problems, model.problems
-    assert turn.code == 0, turn
+    assert turn.code == 0, turn.output + turn.errors
     (said,) = turn.events
     assert said["result"] == "".join(SAYS.text) and not said["is_error"], turn
     assert said["usage"]["output_tokens"] == 2 * facts.OUTPUT_TOKENS

@@ -8,8 +8,8 @@ from tests.sdk_matrix import facts
 from tests.sdk_matrix.agents import CODEX, Model, Tap, codex_turn
 from tests.sdk_matrix.answers import Answer, Call
 
-# Codex offers `apply_patch` only with models that it knows.
-KNOWN_MODEL = "gpt-5.6-luna"
+# Codex offers `apply_patch` only with models that it knows; with newer ones it offers a tool for programs.
+KNOWN_MODEL = "gpt-5.5"
 PATCH = '*** Begin Patch\n*** Add File: note.txt\n+"quoted" – 世界 \\ back\n+second\n*** End Patch\n'
 RUNS = Answer(("I run ", "a command."), calls=(Call(1, "exec_command", '{"cmd":"echo said-$((40 + 2))"}'),))
 PATCHES = Answer((), ("I think ", "and patch."), (Call(2, "apply_patch", PATCH, is_custom=True),))
@@ -53,7 +53,7 @@ async def test_K06_a_turn_with_a_command_and_a_patch_completes(
     provider = await gateway.add(dialect, model=KNOWN_MODEL, script=model.script())
     turn = await codex_turn(gateway.mesh.base_url, gateway.key, provider.model, tmp_path)
     assert not model.problems, model.problems
-    assert turn.code == 0, turn
+    assert turn.code == 0, turn.output + turn.errors
     (command,) = turn.items("command_execution")
     assert command["aggregated_output"] == "said-42\n"
     assert [change["status"] for change in turn.items("file_change")] == ["completed"]
