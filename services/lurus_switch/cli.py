@@ -45,6 +45,7 @@ ENTRIES = {
     "explain": Entry("routes", "Tells where a request would go now, and why not elsewhere.", _WATCH),
     "logs": Entry("logs", "The request log: what was asked, who answered, what it cost.", _WATCH, True),
     "stats": Entry("stats", "Requests, errors, tokens, cost and latency, grouped.", _WATCH),
+    "top": Entry("top", "An account's money and its requests, live.", _WATCH),
     "balance": Entry("money", "What an account has.", _WATCH),
     "quota": Entry("money", "Shows an account's caps, or sets them.", _WATCH),
     "transactions": Entry("money", "The ledger of an account, newest first.", _WATCH),
