@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from lurus.routing.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
+from lurus_common.errors import InvalidRequest
 from lurus_dialects.anthropic import answer_reader as anthropic_answer_reader
 from lurus_dialects.anthropic import answer_writer as anthropic_answer_writer
 from lurus_dialects.anthropic import request_reader as anthropic_request_reader
@@ -57,6 +58,11 @@ def read_request(dialect: Dialect, body: bytes, losses: Losses) -> StreamChatReq
         InvalidRequest: it is not a request of the dialect; `param` names the place.
         Untranslatable: it holds what no other dialect may get (RJ), whoever the target.
     """
+    try:
+        # Parts of it are passed on as they came, unread.
+        str(body, "utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest("body: must be UTF-8", param="body") from None
     return _REQUEST_READERS[dialect](body, losses)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from lurus.routing.v1.chat_pb2 import ChatVendorField
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import InvalidRequest
+from lurus_dialects.surrogates import joined
 
 MAX_INTEGER: Final = 2**53
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -105,7 +106,7 @@ class Members:
 
 def vendor_field(name: str, raw: msgspec.Raw | bytes) -> ChatVendorField:
     """Returns a value that only this dialect knows, as it came."""
-    return ChatVendorField(dialect=usage_pb2.DIALECT_ANTHROPIC, name=name, json=bytes(raw))
+    return ChatVendorField(dialect=usage_pb2.DIALECT_ANTHROPIC, name=joined(name), json=bytes(raw))
 
 
 def items_of(raw: msgspec.Raw, path: str) -> list[msgspec.Raw]:
