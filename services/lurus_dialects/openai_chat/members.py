@@ -4,6 +4,7 @@ What is interpreted is taken by its type; a value of another one is the
 client's fault and named by its path. What is left over belongs to the dialect.
 """
 
+import re
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -22,6 +23,10 @@ _FLAG: Final = msgspec.json.Decoder(bool)
 _INTEGER: Final = msgspec.json.Decoder(int)
 _NUMBER: Final = msgspec.json.Decoder(float)
 _NULL: Final = msgspec.Raw(b"null")
+# An escape: a pair of halves of a character, a lone half, or any other.
+_ESCAPE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
 _QUOTE: Final = ord('"')
 
 
@@ -171,4 +176,13 @@ def _decoded(decoder: Any, raw: msgspec.Raw | bytes, path: str, what: str) -> An
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    try:
+        return decoder.decode(_mended(bytes(raw)))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         refuse(path, f"must be {what}")
+
+
+def _mended(raw: bytes) -> bytes:
+    """Returns JSON with lone halves of characters replaced: clients cut texts amid a character."""
+    return _ESCAPE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], raw)
