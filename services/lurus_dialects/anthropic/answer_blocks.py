@@ -21,7 +21,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.anthropic.block_reader import read_citation
 from lurus_dialects.anthropic.members import vendor_field
-from lurus_dialects.anthropic.surrogates import Joiner, joined
+from lurus_dialects.surrogates import Joiner, joined
 from lurus_dialects.translation import ToolName
 
 # Of what is kept of one block until its end.

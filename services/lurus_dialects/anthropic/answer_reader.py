@@ -22,8 +22,8 @@ from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.anthropic.answer_blocks import Delta, OpenBlock, open_block, read_delta, read_fields
 from lurus_dialects.anthropic.members import vendor_field
-from lurus_dialects.anthropic.surrogates import joined
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.surrogates import joined
 from lurus_dialects.translation import ToolName
 from lurus_dialects.upstream_errors import stream_error_status
 from lurus_dialects.usage import UsageMeter

@@ -6,9 +6,9 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatVendorField, StreamChatRequest
-from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import PreviousResponseNotFound
 from lurus_dialects import loose
+from lurus_dialects.anthropic.block_writer import is_own
 from lurus_dialects.anthropic.reasoning_writer import write_reasoning
 from lurus_dialects.anthropic.setting import Setting, cache_control, has_cache_hint
 from lurus_dialects.anthropic.tool_writer import write_choice, write_tools
@@ -191,6 +191,13 @@ def _add_identity(body: dict[str, Any], request: StreamChatRequest, setting: Set
             setting.losses.note(name)
     if request.HasField("is_stored"):
         setting.losses.note("store")
+    _add_caching(body, request, setting)
+
+
+def _add_caching(body: dict[str, Any], request: StreamChatRequest, setting: Setting) -> None:
+    if any(field.name == "cache_control" and is_own(field) for field in request.vendor_fields):
+        # The client's own words say more than the hint.
+        return
     if request.HasField("cache_hint"):
         body["cache_control"] = cache_control(request.cache_hint)
     elif not setting.is_own and not setting.target.quirks.no_auto_cache and not has_cache_hint(request):
@@ -200,7 +207,7 @@ def _add_identity(body: dict[str, Any], request: StreamChatRequest, setting: Set
 
 def _add_vendor_fields(body: dict[str, Any], request: StreamChatRequest, setting: Setting) -> None:
     for field in request.vendor_fields:
-        if field.dialect == usage_pb2.DIALECT_ANTHROPIC:
+        if is_own(field):
             if field.name not in _RESERVED:
                 _put(body, field.name, setting.raw(field.json, field.name))
         elif not _is_harmless(field):

@@ -51,7 +51,7 @@ def write_choice(request: StreamChatRequest, setting: Setting, has_tools: bool) 
     if word is None or (not has_tools and word in ("auto", "none")):
         # Without tools the dialect refuses to hear of them.
         return None
-    written = {"type": word}
+    written: dict[str, Any] = {"type": word}
     if word == "tool":
         written["name"] = _chosen_name(choice, request, setting)
     if request.HasField("has_parallel_tool_calls") and word != "none":
@@ -73,7 +73,10 @@ def _serial(is_serial: bool, setting: Setting) -> dict[str, bool]:
     return {}
 
 
-def _chosen_name(choice: ChatToolChoice, request: StreamChatRequest, setting: Setting) -> str:
+def _chosen_name(choice: ChatToolChoice, request: StreamChatRequest, setting: Setting) -> Any:
+    for field in request.vendor_fields:
+        if field.name == "tool_choice.name" and is_own(field):
+            return setting.raw(field.json, field.name)
     if choice.kind != chat_pb2.CHAT_TOOL_KIND_HOSTED:
         return setting.upstream_name(choice.name, choice.namespace)
     own = [tool.name for tool in request.tools if tool.hosted.name == choice.name and is_own(tool.hosted)]

@@ -136,7 +136,7 @@ def content(stream: bytes) -> list[dict[str, Any]]:
     return blocks
 
 
-def begin(index: int, kind: int, **call: Any) -> StreamChatResponse:
+def begin(index: int, kind: int, /, **call: Any) -> StreamChatResponse:
     """Returns the start of a block."""
     start = ChatBlockStart(kind=kind, tool_call=ChatToolCall(**call) if call else None)  # type: ignore[arg-type]
     return StreamChatResponse(block_start=start, block_index=index)
@@ -152,7 +152,7 @@ def arguments(index: int, part: str) -> StreamChatResponse:
     return StreamChatResponse(arguments_delta=part, block_index=index)
 
 
-def called(index: int, whole: str, **call: Any) -> StreamChatResponse:
+def called(index: int, whole: str, /, **call: Any) -> StreamChatResponse:
     """Returns the end of a call."""
     return StreamChatResponse(tool_call=ChatToolCall(arguments=whole.encode(), **call), block_index=index)
 

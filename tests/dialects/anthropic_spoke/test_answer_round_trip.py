@@ -32,7 +32,7 @@ def test_streams_come_back_the_same(name: str) -> None:
     second = read_stream(written)
     if name == "anthropic-error":
         assert second[-1].error.reason == first[-1].error.reason == "OVERLOADED"
-        assert said(second)[:-1] == said(first)[:-2] + [said(first)[-2]]
+        assert said(second)[:-1] == said(first)[:-1]
         return
     check_grammar(sent(written))
     assert said(second) == said(first)
