@@ -17,6 +17,7 @@ _MODES: Final = {
     chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY: "required",
     chat_pb2.CHAT_TOOL_CHOICE_MODE_NONE: "none",
 }
+_FORCING: Final = (chat_pb2.CHAT_TOOL_CHOICE_MODE_ANY, chat_pb2.CHAT_TOOL_CHOICE_MODE_TOOL)
 _CUSTOM: Final = chat_pb2.CHAT_TOOL_KIND_CUSTOM
 
 
@@ -116,6 +117,11 @@ class ToolWriter:
     def choice(self) -> Any:
         """Returns what the model must call; None if it is left open."""
         choice = self._request.tool_choice
+        if not self._request.tools and not self._is_own:
+            # The dialect refuses to hear of a choice where there is none.
+            if choice.mode in _FORCING:
+                self._losses.refuse("tool_choice", "there is no tool that could be called")
+            return None
         if choice.allowed_names:
             return self._allowed()
         if choice.mode != chat_pb2.CHAT_TOOL_CHOICE_MODE_TOOL:

@@ -228,6 +228,10 @@ class TestTools:
         expected = {"mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}
         assert sent.body["tool_choice"] == {"type": "allowed_tools", "allowed_tools": expected}
 
+    def test_T13_a_choice_without_tools_is_none(self) -> None:
+        assert "tool_choice" not in Sent(R, C, request_of(R, tool_choice="auto")).body
+        assert refused(R, C, request_of(R, tool_choice="required")) == "tool_choice"
+
     def test_T10_a_tool_without_a_schema_takes_any_object(self) -> None:
         sent = Sent(R, C, request_of(R, tools=[{"type": "function", "name": "f"}]))
         assert sent.body["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}
