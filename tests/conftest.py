@@ -6,8 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 from lurus_switch.embedded import EmbeddedBackends
+from tests.conformance import table as conformance_table
+from tests.sdk_matrix import table as matrix_table
 
 _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the tables of a run; here, so that the process that collects all results does it, too."""
+    conformance_table.print_table(terminalreporter)
+    matrix_table.print_table(terminalreporter)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

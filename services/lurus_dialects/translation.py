@@ -23,6 +23,12 @@ DIALECTS: Final = {
     Dialect.OPENAI_CHAT: usage_pb2.DIALECT_OPENAI_CHAT,
     Dialect.OPENAI_RESPONSES: usage_pb2.DIALECT_OPENAI_RESPONSES,
 }
+_BY_NUMBER: Final = {number: dialect for dialect, number in DIALECTS.items()}
+
+
+def source_of(request: StreamChatRequest) -> Dialect | None:
+    """Returns the dialect of the client's JSON that a request was read from; None for a typed caller."""
+    return _BY_NUMBER.get(request.source_dialect)
 
 
 class Losses:

@@ -33,6 +33,8 @@ def check_typed(request: StreamChatRequest) -> None:
     Raises:
         InvalidRequest: a field that holds JSON does not; `param` names it.
     """
+    # Only our own readers know whose words a request was read from.
+    request.ClearField("source_dialect")
     _check_fields("vendor_fields", request.vendor_fields)
     for field in request.vendor_fields:
         if field.name in _STATED_ELSEWHERE:

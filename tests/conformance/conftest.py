@@ -1,11 +1,10 @@
-"""The gateway of the conformance cases, and the table at the end of their run."""
+"""The gateway of the conformance cases."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 from tests.conformance.rig import HEARTBEAT_SECONDS, PRICES, UPSTREAM_MODEL, Gateway
-from tests.conformance.table import pytest_terminal_summary as pytest_terminal_summary
 from tests.support.mesh import Mesh
 
 

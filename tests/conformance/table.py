@@ -22,7 +22,7 @@ _CASE = re.compile(r"test_([SHPQYMK]\d\d)(?=_|\b)")
 _OUTCOMES = ("failed", "error", "skipped", "passed")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def print_table(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the table, if any case was run."""
     outcomes, reasons = _outcomes(terminalreporter.stats)
     if not outcomes:

@@ -7,7 +7,6 @@ from tests.sdk_matrix.clients import CLIENTS
 from tests.sdk_matrix.drivers import Drivers
 from tests.sdk_matrix.gateway import Matrix, register
 from tests.sdk_matrix.provider import ScriptedProvider
-from tests.sdk_matrix.table import pytest_terminal_summary as pytest_terminal_summary
 from tests.support.mesh import Mesh
 
 

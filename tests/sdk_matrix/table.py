@@ -16,7 +16,7 @@ _MARKS = {"passed": "+", "skipped": ".", "failed": "X", "error": "X"}
 Cells = dict[tuple[str, str, str], str]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def print_table(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the table, if any cell was run."""
     cells = _cells(terminalreporter.stats)
     if not cells:

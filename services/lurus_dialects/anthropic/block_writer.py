@@ -36,22 +36,21 @@ class BlockWriter:
         self._setting = setting
         self._losses = setting.losses
 
-    def write(self, block: ChatBlock, path: str, is_from_user: bool) -> Written | None:
-        """Returns a block; None if nothing of it is left."""
-        kind = block.WhichOneof("block")
-        if kind == "vendor_block":
-            return self._vendor_block(block.vendor_block, path)
+    def write(self, block: ChatBlock, kind: str | None, path: str, is_from_user: bool) -> Written | None:
+        """Returns a block of this kind; None if nothing of it is left."""
+        if kind == "text":
+            return self._text(block, block.text, path, is_from_user)
         if kind == "thinking":
             return self._thinking(block.thinking)
-        if kind == "text" or kind == "refusal":
-            return self._text(block, path, is_from_user)
         if kind == "tool_call":
             return self._finished(self.tool_call(block.tool_call, path), block, path)
         if kind == "tool_result":
             return self._finished(self._tool_result(block, path), block, path)
         if kind == "media":
             return self._media(block, path)
-        return None
+        if kind == "refusal":
+            return self._text(block, block.refusal, path, is_from_user)
+        return None if kind is None else self._vendor_block(block.vendor_block, path)
 
     def tool_call(self, call: ChatToolCall, path: str) -> dict[str, Any]:
         """Returns a call of a tool; of a custom one, with its text wrapped."""
@@ -88,14 +87,14 @@ class BlockWriter:
         self._losses.note("thinking")
         return None
 
-    def _text(self, block: ChatBlock, path: str, is_from_user: bool) -> dict[str, Any] | None:
-        text = block.text or block.refusal
+    def _text(self, block: ChatBlock, text: str, path: str, is_from_user: bool) -> dict[str, Any] | None:
         # The dialect refuses texts that show nothing.
         if not text or text.isspace():
             return None
         written: dict[str, Any] = {"type": "text", "text": text}
-        if block.citations:
-            self._add_citations(written, block.citations, path, is_from_user)
+        citations = block.citations
+        if citations:
+            self._add_citations(written, citations, path, is_from_user)
         return self._finished(written, block, path)
 
     def _add_citations(
@@ -118,11 +117,12 @@ class BlockWriter:
             "type": "tool_result",
             "tool_use_id": tools.call_id(result.tool_call_id),
         }
-        parts = [
-            part
-            for i, inner in enumerate(result.blocks)
-            if (part := self.write(inner, inner.source_path or f"{path}.blocks[{i}]", False)) is not None
-        ]
+        parts: list[Written] = []
+        for i, inner in enumerate(result.blocks):
+            inner_path = inner.source_path or f"{path}.blocks[{i}]"
+            part = self.write(inner, inner.WhichOneof("block"), inner_path, False)
+            if part is not None:
+                parts.append(part)
         if len(parts) == 1 and isinstance(parts[0], dict) and parts[0].keys() == {"type", "text"}:
             written["content"] = parts[0]["text"]
         elif parts:
@@ -133,8 +133,9 @@ class BlockWriter:
 
     def _finished(self, written: dict[str, Any], block: ChatBlock, path: str) -> dict[str, Any]:
         """Returns the block with what every kind may have."""
-        if block.vendor_fields:
-            self._setting.add_vendor_fields(written, block.vendor_fields, path)
+        fields = block.vendor_fields
+        if fields:
+            self._setting.add_vendor_fields(written, fields, path)
         if block.HasField("cache_hint"):
             written.setdefault("cache_control", cache_control(block.cache_hint))
         return written

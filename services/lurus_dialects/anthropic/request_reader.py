@@ -17,8 +17,10 @@ from lurus.routing.v1.chat_pb2 import (
     ChatToolChoice,
     StreamChatRequest,
 )
+from lurus.usage.v1 import usage_pb2
 from lurus_dialects.anthropic.block_reader import read_content, take_cache_hint
 from lurus_dialects.anthropic.members import Members, refuse, vendor_field
+from lurus_dialects.anthropic.plain_messages import add_plain_message
 from lurus_dialects.translation import Losses
 
 MAX_TEMPERATURE: Final = 2.0
@@ -44,8 +46,12 @@ _SUMMARIES: Final = {"omitted": "omitted", "summarized": "auto"}
 
 def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     """See `translate.read_request`."""
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError:
+        refuse("body", "must be UTF-8")
     members = Members(body, "")
-    request = StreamChatRequest(model=members.text("model"))
+    request = StreamChatRequest(model=members.text("model"), source_dialect=usage_pb2.DIALECT_ANTHROPIC)
     if not request.model:
         refuse("model", "is missing")
     # The caller knows from its own look at the body.
@@ -73,7 +79,9 @@ def _read_conversation(members: Members, request: StreamChatRequest, losses: Los
     if not items:
         refuse("messages", "must be a list with at least one message")
     for i, item in enumerate(items):
-        request.messages.append(_read_message(Members(item, f"messages[{i}]"), losses))
+        path = f"messages[{i}]"
+        if not add_plain_message(request, item, path, losses):
+            request.messages.append(_read_message(Members(item, path), losses))
 
 
 def _read_message(members: Members, losses: Losses) -> ChatMessage:
@@ -131,10 +139,14 @@ def _read_choice(
         return ChatToolChoice(mode=mode)
     if not name:
         refuse("tool_choice.name", "is missing")
-    for tool in request.tools:
-        if tool.name == name and tool.kind == chat_pb2.CHAT_TOOL_KIND_HOSTED:
-            return ChatToolChoice(mode=mode, name=tool.hosted.name, kind=tool.kind)
-    return ChatToolChoice(mode=mode, name=name, kind=chat_pb2.CHAT_TOOL_KIND_FUNCTION)
+    hosted = {tool.name: tool.hosted.name for tool in request.tools if tool.HasField("hosted")}
+    kind = hosted.get(name)
+    if kind is None:
+        return ChatToolChoice(mode=mode, name=name, kind=chat_pb2.CHAT_TOOL_KIND_FUNCTION)
+    if list(hosted.values()).count(kind) > 1:
+        # The hub knows a hosted tool by its type.
+        request.vendor_fields.append(vendor_field("tool_choice.name", msgspec.json.encode(name)))
+    return ChatToolChoice(mode=mode, name=kind, kind=chat_pb2.CHAT_TOOL_KIND_HOSTED)
 
 
 def _read_tool(raw: msgspec.Raw, members: Members) -> ChatTool:

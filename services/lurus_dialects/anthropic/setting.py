@@ -15,11 +15,6 @@ from lurus_dialects.translation import Losses, Target, ToolName
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _LONG_LIVED: Final = frozenset({"1h", "12h"})
-_PATH_STARTS: Final = (
-    ("system", usage_pb2.DIALECT_ANTHROPIC),
-    ("in", usage_pb2.DIALECT_OPENAI_RESPONSES),  # `input[0]`, `instructions`
-    ("messages", usage_pb2.DIALECT_OPENAI_CHAT),
-)
 # Fields by their place in the dialects of clients, for messages.
 _WORDS: Final[dict[str, tuple[str, str, str]]] = {
     "max_output_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
@@ -52,14 +47,14 @@ class Setting:
     """The frame of one request that is being written.
 
     Attributes:
-        source: dialect of the client, as far as the request tells.
+        source: dialect of the client; unspecified for a typed caller.
         tool_names: see `Written`.
     """
 
     def __init__(self, request: StreamChatRequest, target: Target, losses: Losses) -> None:
         self.target = target
         self.losses = losses
-        self.source = source_of(request)
+        self.source = request.source_dialect
         self.tool_names: dict[str, ToolName] = {}
 
     @property
@@ -107,27 +102,6 @@ _DIALECT_POSITIONS: Final = {
     usage_pb2.DIALECT_OPENAI_CHAT: 1,
     usage_pb2.DIALECT_OPENAI_RESPONSES: 2,
 }
-
-
-def source_of(request: StreamChatRequest) -> usage_pb2.Dialect.ValueType:
-    """Returns the client's dialect by the marks that its reader left; unspecified for a typed caller.
-
-    An Anthropic request without a system prompt and without anything that only
-    Anthropic knows looks like one of OpenAI Chat; both mean the same then.
-    """
-    for field in request.vendor_fields:
-        return field.dialect
-    for tool in request.tools:
-        if tool.hosted.dialect:
-            return tool.hosted.dialect
-        if tool.vendor_fields:
-            return tool.vendor_fields[0].dialect
-    for message in request.messages:
-        for start, dialect in _PATH_STARTS:
-            if message.source_path.startswith(start):
-                return dialect
-        break
-    return usage_pb2.DIALECT_UNSPECIFIED
 
 
 def cache_control(hint: ChatCacheHint) -> dict[str, str]:

@@ -90,9 +90,10 @@ class Conversation:
         self._lose_name(message)
         for i, block in enumerate(message.blocks):
             block_path = block.source_path or f"{path}.blocks[{i}]"
-            if block.WhichOneof("block") not in ("text", "refusal"):
+            kind = block.WhichOneof("block")
+            if kind not in ("text", "refusal"):
                 self._losses.refuse(block_path, "an Anthropic model takes rules as text only")
-            text = self._blocks.write(block, block_path, True)
+            text = self._blocks.write(block, kind, block_path, True)
             if text is not None:
                 written.append(text)
         return written
@@ -118,24 +119,26 @@ class Conversation:
         turn: Turn | None = None
         for i, block in enumerate(message.blocks):
             block_path = block.source_path or f"{path}.blocks[{i}]"
-            if block.HasField("tool_result"):
+            kind = block.WhichOneof("block")
+            if kind == "tool_result":
                 self._settle(block, message, path, block_path, is_assistant)
-            written = self._blocks.write(block, block_path, not is_assistant)
+            written = self._blocks.write(block, kind, block_path, not is_assistant)
             if written is None:
                 continue
-            turn = turn or self._turn("assistant" if is_assistant else "user")
-            self._place(turn, block, written, block_path)
-        if message.vendor_fields:
-            members = {} if turn is None else turn.members
-            self._setting.add_vendor_fields(members, message.vendor_fields, path)
+            if turn is None:
+                turn = self._turn("assistant" if is_assistant else "user")
+            self._place(turn, kind, written, block_path)
+        fields = message.vendor_fields
+        if fields:
+            self._setting.add_vendor_fields({} if turn is None else turn.members, fields, path)
 
-    def _place(self, turn: Turn, block: ChatBlock, written: Written, path: str) -> None:
-        if block.HasField("tool_result"):
+    def _place(self, turn: Turn, kind: str | None, written: Written, path: str) -> None:
+        if kind == "tool_result":
             turn.results.append(written)
             return
-        if block.HasField("tool_call"):
-            self._unanswered[tools.call_id(block.tool_call.tool_call_id)] = path
-        elif block.HasField("thinking") and not turn.blocks:
+        if kind == "tool_call" and isinstance(written, dict):
+            self._unanswered[written["id"]] = path
+        elif kind == "thinking" and not turn.blocks:
             turn.begins_with_thinking = True
         turn.blocks.append(written)
 

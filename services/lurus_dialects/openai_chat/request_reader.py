@@ -6,6 +6,7 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatOutputFormat, StreamChatRequest
+from lurus.usage.v1 import usage_pb2
 from lurus_dialects.openai_chat.members import Members, is_text, refuse, text_of
 from lurus_dialects.openai_chat.message_reader import read_messages
 from lurus_dialects.openai_chat.tool_reader import read_choice, read_tools
@@ -21,7 +22,7 @@ def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     except UnicodeDecodeError:
         refuse("body", "must be UTF-8")
     members = Members(body, "")
-    request = StreamChatRequest(model=members.text("model"))
+    request = StreamChatRequest(model=members.text("model"), source_dialect=usage_pb2.DIALECT_OPENAI_CHAT)
     if not request.model:
         refuse("model", "is missing")
     # The caller knows from its own look at the body.

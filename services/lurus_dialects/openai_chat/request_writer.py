@@ -11,10 +11,9 @@ from lurus_common.errors import PreviousResponseNotFound
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.openai_chat.message_writer import MessageWriter
-from lurus_dialects.openai_chat.source import source_of
 from lurus_dialects.openai_chat.tool_writer import ToolWriter
 from lurus_dialects.openai_chat.vendor_fields import translate_fields
-from lurus_dialects.translation import Losses, Target, Written
+from lurus_dialects.translation import Losses, Target, Written, source_of
 
 MAX_SAFETY_IDENTIFIER_CHARACTERS: Final = 64
 MAX_STOP_SEQUENCES: Final = 4

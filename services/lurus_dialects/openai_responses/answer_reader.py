@@ -20,11 +20,13 @@ from lurus_dialects.openai_responses.item_blocks import (
     CallItem,
     Item,
     MessageItem,
+    Part,
     ReasoningItem,
     TooLarge,
     VendorItem,
 )
 from lurus_dialects.openai_responses.members import vendor_field, whole_text
+from lurus_dialects.openai_responses.provider_events import EVENT, ErrorFields, Event, Response, raw_items
 from lurus_dialects.translation import ToolName
 from lurus_dialects.usage import UsageMeter
 
@@ -34,47 +36,7 @@ _STOP_KINDS: Final = {
 }
 
 
-class _Error(msgspec.Struct, gc=False):
-    code: str | None = None
-    message: str | None = None
-    type: str | None = None
-
-
-class _Details(msgspec.Struct, gc=False):
-    reason: str | None = None
-
-
-class _Response(msgspec.Struct, gc=False):
-    id: str | None = None
-    model: str | None = None
-    status: str | None = None
-    usage: msgspec.Raw = loose.ABSENT
-    output: msgspec.Raw = loose.ABSENT
-    error: _Error | None = None
-    incomplete_details: _Details | None = None
-
-
-class _Event(msgspec.Struct, gc=False):
-    type: str | None = None
-    output_index: int | None = None
-    content_index: int | None = None
-    summary_index: int | None = None
-    delta: str | None = None
-    text: str | None = None
-    refusal: str | None = None
-    arguments: str | None = None
-    input: str | None = None
-    code: str | None = None
-    message: str | None = None
-    item: msgspec.Raw = loose.ABSENT
-    annotation: msgspec.Raw = loose.ABSENT
-    error: _Error | None = None
-    response: _Response | None = None
-
-
 _Kind = TypeVar("_Kind", bound=Item)
-_EVENT: Final = msgspec.json.Decoder(_Event)
-_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class StreamReader:
@@ -89,6 +51,8 @@ class StreamReader:
         self._meter = UsageMeter(Dialect.OPENAI_RESPONSES)
         self._items: dict[int, Item] = {}
         self._done: set[int] = set()
+        self._part: Part | None = None
+        self._part_item: int | None = None
         self._block_count = 0
         self._has_call = False
         self._is_started = False
@@ -100,15 +64,26 @@ class StreamReader:
         if self._is_over:
             return []
         try:
-            event = _EVENT.decode(data)
+            event = EVENT.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = loose.decode(data)
             if not isinstance(value, dict):
                 return []
-            event = loose.fit(_Event, value)
+            event = loose.fit(Event, value)
         kind = event.type
         if kind is None:
             kind = "error" if event.error is not None else name.decode("utf-8", "replace")
+        part = self._part
+        if (
+            kind == _TEXT_DELTA
+            and event.delta
+            and part is not None
+            and part.is_open
+            and event.content_index == part.index
+            and event.output_index == self._part_item
+        ):
+            # Nearly every event: the text of the part that the last one was about goes on.
+            return part.tell(part.text.add(event.delta))
         handle = _HANDLERS.get(kind)
         events = self._begin_events()
         try:
@@ -131,18 +106,18 @@ class StreamReader:
     def read_response(self, body: bytes) -> list[StreamChatResponse]:
         """Returns what a response object says that came as a whole."""
         try:
-            response = msgspec.json.decode(body, type=_Response)
+            response = msgspec.json.decode(body, type=Response)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = loose.decode(body)
-            response = loose.fit(_Response, value) if isinstance(value, dict) else _Response()
+            response = loose.fit(Response, value) if isinstance(value, dict) else Response()
         events = self._begin_events()
-        event = _Event(response=response, error=response.error)
+        event = Event(response=response, error=response.error)
         if not loose.is_stated(response.output):
             self._bare_error(event)
             return events
         self._begin(response)
         try:
-            for index, raw in enumerate(_raw_items(response.output)):
+            for index, raw in enumerate(raw_items(response.output)):
                 self._finish_item(index, raw)
             _BODY_ENDS.get(response.status or "completed", StreamReader._failed)(self, event)
         except TooLarge:
@@ -156,15 +131,15 @@ class StreamReader:
             self._begin(None)
         self._events.append(event)
 
-    def _begin(self, response: _Response | None) -> None:
+    def _begin(self, response: Response | None) -> None:
         self._is_started = True
         start = ChatStart()
         if response is not None:
             start.response_id, start.model = whole_text(response.id or ""), whole_text(response.model or "")
         self._events.append(StreamChatResponse(start=start))
 
-    def _lifecycle(self, event: _Event) -> None:
-        response = event.response or _Response()
+    def _lifecycle(self, event: Event) -> None:
+        response = event.response or Response()
         if not self._is_started:
             self._begin(response)
         if self._meter.add(response.usage):
@@ -183,7 +158,7 @@ class StreamReader:
             reasoning=tokens.reasoning,
         )
 
-    def _item(self, event: _Event, kind: type[_Kind]) -> _Kind | None:
+    def _item(self, event: Event, kind: type[_Kind]) -> _Kind | None:
         """Returns the item that an event is about, begun now if its begin was not told."""
         index = event.output_index or 0
         item = self._items.get(index)
@@ -204,7 +179,7 @@ class StreamReader:
             self._begin(None)
         self._events += events
 
-    def _item_added(self, event: _Event) -> None:
+    def _item_added(self, event: Event) -> None:
         index = event.output_index or 0
         if index in self._items or index in self._done:
             return
@@ -218,7 +193,7 @@ class StreamReader:
         kind = _ITEM_KINDS.get(loose.text_of(value, "type"), VendorItem)
         return kind(self._next_block, self._tool_names)
 
-    def _item_done(self, event: _Event) -> None:
+    def _item_done(self, event: Event) -> None:
         if event.item:
             self._finish_item(event.output_index or 0, event.item)
 
@@ -231,68 +206,70 @@ class StreamReader:
         self._has_call = self._has_call or isinstance(item, CallItem)
         self._tell_all(item.finish(value, bytes(raw)))
 
-    def _text_delta(self, event: _Event) -> None:
+    def _text_delta(self, event: Event) -> None:
         item = self._item(event, MessageItem)
         if item is not None and event.delta:
-            self._tell_all(item.add(event.content_index or 0, event.delta, is_refusal=False))
+            index = event.content_index or 0
+            self._tell_all(item.add(index, event.delta, is_refusal=False))
+            self._part, self._part_item = item.part(index), event.output_index
 
-    def _refusal_delta(self, event: _Event) -> None:
+    def _refusal_delta(self, event: Event) -> None:
         item = self._item(event, MessageItem)
         if item is not None and event.delta:
             self._tell_all(item.add(event.content_index or 0, event.delta, is_refusal=True))
 
-    def _text_done(self, event: _Event) -> None:
+    def _text_done(self, event: Event) -> None:
         item = self._item(event, MessageItem)
         if item is not None:
             self._tell_all(item.complete(event.content_index or 0, event.text or "", is_refusal=False))
 
-    def _refusal_done(self, event: _Event) -> None:
+    def _refusal_done(self, event: Event) -> None:
         item = self._item(event, MessageItem)
         if item is not None:
             self._tell_all(item.complete(event.content_index or 0, event.refusal or "", is_refusal=True))
 
-    def _part_done(self, event: _Event) -> None:
+    def _part_done(self, event: Event) -> None:
         item = self._items.get(event.output_index or 0)
         if isinstance(item, MessageItem):
             self._tell_all(item.end_part(event.content_index or 0))
 
-    def _annotation(self, event: _Event) -> None:
+    def _annotation(self, event: Event) -> None:
         item = self._items.get(event.output_index or 0)
         if isinstance(item, MessageItem) and event.annotation:
             self._tell_all(item.annotate(event.content_index or 0, bytes(event.annotation)))
 
-    def _summary_delta(self, event: _Event) -> None:
+    def _summary_delta(self, event: Event) -> None:
         item = self._item(event, ReasoningItem)
         if item is not None and event.delta:
             self._tell_all(item.add_summary(event.summary_index or 0, event.delta))
 
-    def _summary_done(self, event: _Event) -> None:
+    def _summary_done(self, event: Event) -> None:
         item = self._item(event, ReasoningItem)
         if item is not None and event.text:
             self._tell_all(item.complete_summary(event.summary_index or 0, event.text))
 
-    def _reasoning_delta(self, event: _Event) -> None:
+    def _reasoning_delta(self, event: Event) -> None:
         item = self._item(event, ReasoningItem)
         if item is not None and event.delta:
             self._tell_all(item.add_content(event.content_index or 0, event.delta))
 
-    def _reasoning_done(self, event: _Event) -> None:
+    def _reasoning_done(self, event: Event) -> None:
         item = self._item(event, ReasoningItem)
         if item is not None and event.text:
             self._tell_all(item.complete_content(event.content_index or 0, event.text))
 
-    def _arguments_delta(self, event: _Event) -> None:
+    def _arguments_delta(self, event: Event) -> None:
         item = self._item(event, CallItem)
         if item is not None and event.delta:
             self._tell_all(item.add(event.delta))
 
-    def _arguments_done(self, event: _Event) -> None:
+    def _arguments_done(self, event: Event) -> None:
         item = self._items.get(event.output_index or 0)
         if isinstance(item, CallItem):
             self._tell_all(item.complete(event.arguments or event.input or ""))
 
-    def _completed(self, event: _Event) -> None:
-        response = event.response or _Response()
+    def _completed(self, event: Event) -> None:
+        response = event.response or Response()
         if response.status in ("failed", "cancelled"):
             self._failed(event)
             return
@@ -301,18 +278,18 @@ class StreamReader:
         stop = chat_pb2.CHAT_STOP_KIND_TOOL_CALLS if self._has_call else chat_pb2.CHAT_STOP_KIND_END_TURN
         self._finish(stop, whole_text(response.status or "completed"))
 
-    def _incomplete(self, event: _Event) -> None:
-        response = event.response or _Response()
+    def _incomplete(self, event: Event) -> None:
+        response = event.response or Response()
         self._lifecycle(event)
         self._finish_items(response)
         reason = response.incomplete_details and response.incomplete_details.reason
         kind = _STOP_KINDS.get(reason or "", chat_pb2.CHAT_STOP_KIND_END_TURN)
         self._finish(kind, whole_text(reason or "incomplete"))
 
-    def _finish_items(self, response: _Response) -> None:
+    def _finish_items(self, response: Response) -> None:
         """Tells what only the terminal event holds, and ends what is open."""
         is_streamed = bool(self._items or self._done)
-        for index, raw in enumerate(_raw_items(response.output)):
+        for index, raw in enumerate(raw_items(response.output)):
             if index in self._items or not is_streamed:
                 self._finish_item(index, raw)
         for index, item in sorted(self._items.items()):
@@ -328,30 +305,20 @@ class StreamReader:
         )
         self._events.append(StreamChatResponse(finish=finish))
 
-    def _failed(self, event: _Event) -> None:
+    def _failed(self, event: Event) -> None:
         if event.response is not None:
             self._lifecycle(event)
-        response = event.response or _Response()
-        error = response.error or _Error(message=f"the answer was {response.status or 'broken off'}")
+        response = event.response or Response()
+        error = response.error or ErrorFields(message=f"the answer was {response.status or 'broken off'}")
         self._fail(failure_of(error.code or error.type, error.message))
 
-    def _bare_error(self, event: _Event) -> None:
-        error = event.error or _Error(code=event.code, message=event.message)
+    def _bare_error(self, event: Event) -> None:
+        error = event.error or ErrorFields(code=event.code, message=event.message)
         self._fail(failure_of(error.code or error.type, error.message))
 
     def _fail(self, error: ChatError) -> None:
         self._is_over = True
         self._events.append(StreamChatResponse(error=error))
-
-
-def _raw_items(output: msgspec.Raw) -> list[msgspec.Raw]:
-    if not loose.is_stated(output):
-        return []
-    try:
-        return _ITEMS.decode(output)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = loose.decode(bytes(output))
-        return [msgspec.Raw(loose.compact(v)) for v in value] if isinstance(value, list) else []
 
 
 _ITEM_KINDS: Final[dict[str, type[Item]]] = {
@@ -360,7 +327,7 @@ _ITEM_KINDS: Final[dict[str, type[Item]]] = {
     "function_call": CallItem,
     "custom_tool_call": CallItem,
 }
-_HANDLERS: Final[dict[str, Callable[[StreamReader, _Event], None]]] = {
+_HANDLERS: Final[dict[str, Callable[[StreamReader, Event], None]]] = {
     "response.output_text.delta": StreamReader._text_delta,
     "response.output_text.done": StreamReader._text_done,
     "response.output_text.annotation.added": StreamReader._annotation,
@@ -386,6 +353,7 @@ _HANDLERS: Final[dict[str, Callable[[StreamReader, _Event], None]]] = {
     "response.cancelled": StreamReader._failed,
     "error": StreamReader._bare_error,
 }
+_TEXT_DELTA: Final = "response.output_text.delta"
 # Parts begin with their first delta.
 _IGNORED: Final = frozenset(
     {

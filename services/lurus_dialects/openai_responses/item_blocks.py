@@ -88,14 +88,14 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-class _Part:
+class Part:
     """A part of a message: one block."""
 
-    __slots__ = ("block", "citation_count", "is_open", "is_refusal", "text")
+    __slots__ = ("block", "citation_count", "index", "is_open", "text")
 
-    def __init__(self, block: int, is_refusal: bool) -> None:
+    def __init__(self, index: int, block: int) -> None:
+        self.index = index
         self.block = block
-        self.is_refusal = is_refusal
         self.text = _Text()
         self.citation_count = 0
         self.is_open = True
@@ -110,7 +110,11 @@ class MessageItem(Item):
 
     def __init__(self, next_block: Callable[[], int], tool_names: Mapping[str, ToolName]) -> None:
         super().__init__(next_block, tool_names)
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, Part] = {}
+
+    def part(self, index: int) -> Part | None:
+        """Returns a part that has begun."""
+        return self._parts.get(index)
 
     def add(self, index: int, delta: str, *, is_refusal: bool) -> list[StreamChatResponse]:
         """Returns a piece of a part's text."""
@@ -162,8 +166,8 @@ class MessageItem(Item):
             events += self.end_part(index)
         return events
 
-    def _start(self, index: int, is_refusal: bool) -> tuple[_Part, list[StreamChatResponse]]:
-        part = self._parts[index] = _Part(self._next_block(), is_refusal)
+    def _start(self, index: int, is_refusal: bool) -> tuple[Part, list[StreamChatResponse]]:
+        part = self._parts[index] = Part(index, self._next_block())
         start = ChatBlockStart(kind=_REFUSAL if is_refusal else _TEXT)
         return part, [StreamChatResponse(block_start=start, block_index=part.block)]
 

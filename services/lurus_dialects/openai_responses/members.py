@@ -4,6 +4,7 @@ What is interpreted is taken by its type; a value of another one is the
 client's fault and named by its path. What is left over belongs to the dialect.
 """
 
+import re
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from lurus.routing.v1.chat_pb2 import ChatVendorField
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import InvalidRequest
-from lurus_dialects import loose
+from lurus_dialects.surrogates import joined
 
 MAX_INTEGER: Final = 2**53
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -21,6 +22,10 @@ _FLAG: Final = msgspec.json.Decoder(bool)
 _INTEGER: Final = msgspec.json.Decoder(int)
 _NUMBER: Final = msgspec.json.Decoder(float)
 _NULL: Final = msgspec.Raw(b"null")
+# An escape in a JSON string: a whole surrogate pair, half of one, or any other.
+_ESCAPE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
 _QUOTE: Final = ord('"')
 
 
@@ -126,7 +131,7 @@ class Members:
 
 def vendor_field(name: str, raw: msgspec.Raw | bytes) -> ChatVendorField:
     """Returns a value that only this dialect knows, as it came."""
-    return ChatVendorField(dialect=usage_pb2.DIALECT_OPENAI_RESPONSES, name=name, json=bytes(raw))
+    return ChatVendorField(dialect=usage_pb2.DIALECT_OPENAI_RESPONSES, name=whole_text(name), json=bytes(raw))
 
 
 def items_of(raw: msgspec.Raw, path: str) -> list[msgspec.Raw]:
@@ -136,20 +141,33 @@ def items_of(raw: msgspec.Raw, path: str) -> list[msgspec.Raw]:
 
 
 def text_of(raw: msgspec.Raw, path: str) -> str:
-    """Returns a string; half a surrogate pair becomes U+FFFD, since no UTF-8 can carry it."""
+    """Returns a string."""
+    text: str = _decoded(_TEXT, raw, path, "a string")
+    return text
+
+
+def body_of(body: bytes) -> Members:
+    """Returns the members of a request; half a surrogate pair in it becomes U+FFFD.
+
+    Neither UTF-8 nor the hub can carry one, and no client is refused for it.
+    """
     try:
-        text: str = _TEXT.decode(raw)
-        return text
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        value = loose.decode(bytes(raw)) if is_text(raw) else None
-    if not isinstance(value, str):
-        refuse(path, "must be a string")
-    return whole_text(value)
+        str(body, "utf-8")
+    except UnicodeDecodeError:
+        refuse("body", "must be UTF-8")
+    try:
+        return Members(body, "")
+    except InvalidRequest:
+        return Members(_ESCAPE.sub(_without_half, body), "")
+
+
+def _without_half(escape: re.Match[bytes]) -> bytes:
+    return b"\\ufffd" if escape["half"] else escape[0]
 
 
 def whole_text(text: str) -> str:
     """Returns `text` with surrogate pairs joined and lone surrogates replaced."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text if text.isascii() else joined(text)
 
 
 def is_text(raw: msgspec.Raw) -> bool:

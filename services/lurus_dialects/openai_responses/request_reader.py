@@ -10,8 +10,9 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatOutputFormat, StreamChatRequest
+from lurus.usage.v1 import usage_pb2
 from lurus_dialects.openai_responses.item_reader import read_input
-from lurus_dialects.openai_responses.members import Members, refuse, vendor_field
+from lurus_dialects.openai_responses.members import Members, body_of, refuse, vendor_field
 from lurus_dialects.openai_responses.tool_reader import read_choice, read_tools
 from lurus_dialects.translation import Losses
 
@@ -24,12 +25,10 @@ _STATE: Final = ("previous_response_id", "conversation", "prompt")
 
 def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     """See `translate.read_request`."""
-    try:
-        str(body, "utf-8")
-    except UnicodeDecodeError:
-        refuse("body", "must be UTF-8")
-    members = Members(body, "")
-    request = StreamChatRequest(model=members.text("model"))
+    members = body_of(body)
+    request = StreamChatRequest(
+        model=members.text("model"), source_dialect=usage_pb2.DIALECT_OPENAI_RESPONSES
+    )
     if not request.model:
         refuse("model", "is missing")
     # The caller knows from its own look at the body.

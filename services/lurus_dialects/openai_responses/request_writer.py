@@ -7,13 +7,13 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatMessage, ChatOutputFormat, StreamChatRequest
+from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.openai_responses.item_writer import ItemWriter
 from lurus_dialects.openai_responses.request_reader import LOGPROBS, SEALED_REASONING
-from lurus_dialects.openai_responses.source import source_of
 from lurus_dialects.openai_responses.tool_writer import ToolWriter
 from lurus_dialects.openai_responses.vendor_fields import translate_fields
-from lurus_dialects.translation import Losses, Target, Written
+from lurus_dialects.translation import Losses, Target, Written, source_of
 
 MAX_SAFETY_IDENTIFIER_CHARACTERS: Final = 64
 ATTRIBUTION: Final = "x-anthropic-billing-header:"
@@ -238,7 +238,7 @@ def _add_end_user(request: StreamChatRequest, body: dict[str, Any], source: Dial
 
 
 def _is_user(field: chat_pb2.ChatVendorField, person: str) -> bool:
-    return field.name == "user" and field.json == msgspec.json.encode(person)
+    return field.name == "user" and loose.decode(field.json) == person
 
 
 def _drop(body: dict[str, Any], target: Target, losses: Losses) -> None:

@@ -114,7 +114,7 @@ def read_choice(members: Members) -> ChatToolChoice | None:
     else:
         hosted = chat_pb2.CHAT_TOOL_KIND_HOSTED
         read = ChatToolChoice(mode=chat_pb2.CHAT_TOOL_CHOICE_MODE_TOOL, name=kind, kind=hosted)
-    if not choice.is_empty():
+    if not choice.is_empty() or (kind == "allowed_tools" and not read.allowed_names):
         members.keep("tool_choice", raw)
     return read
 
@@ -134,6 +134,6 @@ def _read_allowed(choice: Members) -> ChatToolChoice:
         kind = tool.required_text("type")
         read.allowed_names.append(tool.required_text("name") if kind in _KINDS else kind)
         is_plain = is_plain and tool.is_empty()
-    if not is_plain:
+    if not is_plain or not read.allowed_names:
         choice.keep("tools", raw)
     return read

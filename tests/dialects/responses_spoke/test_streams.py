@@ -3,7 +3,6 @@
 import pytest
 
 from lurus.routing.v1.chat_pb2 import StreamChatResponse
-from lurus_dialects import envelope
 from tests.dialects.responses_spoke import spoke
 from tests.dialects.streams import GOLDENS, recorded
 from tests.support import responses_client

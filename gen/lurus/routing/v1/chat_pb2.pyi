@@ -324,6 +324,7 @@ class StreamChatRequest(_message.Message):
     IS_STORED_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     VENDOR_FIELDS_FIELD_NUMBER: _builtins.int
+    SOURCE_DIALECT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     max_output_tokens: _builtins.int
@@ -350,6 +351,8 @@ class StreamChatRequest(_message.Message):
     """Whether the provider may keep the answer; unset means its default."""
     top_logprobs: _builtins.int
     """How many alternatives of each token to list; unset means none at all."""
+    source_dialect: _usage_pb2.Dialect.ValueType
+    """Dialect of the client's JSON that this was read from; set by the gateway, and ignored from callers."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Oldest first. System and developer messages may stand anywhere."""
@@ -411,10 +414,11 @@ class StreamChatRequest(_message.Message):
         is_stored: _builtins.bool | None = ...,
         top_logprobs: _builtins.int | None = ...,
         vendor_fields: _abc.Iterable[Global___ChatVendorField] | None = ...,
+        source_dialect: _usage_pb2.Dialect.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_has_parallel_tool_calls", b"_has_parallel_tool_calls", "_is_stored", b"_is_stored", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "cache_hint", b"cache_hint", "has_parallel_tool_calls", b"has_parallel_tool_calls", "is_stored", b"is_stored", "output_format", b"output_format", "reasoning", b"reasoning", "temperature", b"temperature", "tool_choice", b"tool_choice", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_parallel_tool_calls", b"_has_parallel_tool_calls", "_is_stored", b"_is_stored", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "cache_hint", b"cache_hint", "end_user_id", b"end_user_id", "has_parallel_tool_calls", b"has_parallel_tool_calls", "is_stored", b"is_stored", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "metadata", b"metadata", "model", b"model", "output_format", b"output_format", "previous_response_id", b"previous_response_id", "prompt_cache_key", b"prompt_cache_key", "reasoning", b"reasoning", "service_tier", b"service_tier", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "vendor_fields", b"vendor_fields", "verbosity", b"verbosity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_parallel_tool_calls", b"_has_parallel_tool_calls", "_is_stored", b"_is_stored", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "cache_hint", b"cache_hint", "end_user_id", b"end_user_id", "has_parallel_tool_calls", b"has_parallel_tool_calls", "is_stored", b"is_stored", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "metadata", b"metadata", "model", b"model", "output_format", b"output_format", "previous_response_id", b"previous_response_id", "prompt_cache_key", b"prompt_cache_key", "reasoning", b"reasoning", "service_tier", b"service_tier", "source_dialect", b"source_dialect", "stop_sequences", b"stop_sequences", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p", "vendor_fields", b"vendor_fields", "verbosity", b"verbosity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__has_parallel_tool_calls: _TypeAlias = _typing.Literal["has_parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__has_parallel_tool_calls: _TypeAlias = _typing.Literal["_has_parallel_tool_calls", b"_has_parallel_tool_calls"]  # noqa: Y015

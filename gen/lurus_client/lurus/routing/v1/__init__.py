@@ -282,6 +282,11 @@ class StreamChatRequest(betterproto.Message):
     vendor_fields: List["ChatVendorField"] = betterproto.message_field(30)
     """What only one dialect knows, in the order of the source."""
 
+    source_dialect: "__usage_v1__.Dialect" = betterproto.enum_field(31)
+    """
+    Dialect of the client's JSON that this was read from; set by the gateway, and ignored from callers.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class ChatMessage(betterproto.Message):
