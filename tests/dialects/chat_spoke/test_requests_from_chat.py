@@ -105,6 +105,11 @@ class TestToAnthropic:
         request = c_request(user("a"), assistant("b"), user("c"), turn)
         assert refused(C, target, request) == "messages[3].content[1]"
 
+    def test_Q29_an_unknown_part_of_a_result_too(self) -> None:
+        called = assistant(None, tool_calls=[c_use("a")])
+        request = c_request(user("a"), called, c_result("a", [text("x"), {"type": "hologram"}]))
+        assert refused(C, A, request) == "messages[2].content[1]"
+
     @pytest.mark.parametrize("target", [A, R])
     def test_T19_legacy_functions_are_refused(self, target: Any) -> None:
         assert refused(C, target, request_of(C, functions=[{"name": "f"}])) == "functions"

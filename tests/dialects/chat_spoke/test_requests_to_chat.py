@@ -342,6 +342,10 @@ class TestFields:
         assert sent.body["safety_identifier"] == digest
         assert CLAUDE_CODE_USER[10:40].encode() not in sent.raw and "prompt_cache_key" not in sent.body
 
+    def test_T20_a_short_name_of_a_person_stays_here_too(self) -> None:
+        sent = Sent(A, C, request_of(A, metadata={"user_id": "bob"}))
+        assert sent.body["safety_identifier"] == hashlib.sha256(b"bob").hexdigest()
+
     def test_Q24_an_answer_that_somebody_else_holds(self) -> None:
         with pytest.raises(PreviousResponseNotFound):
             Sent(R, C, request_of(R, previous_response_id="resp_1"))
