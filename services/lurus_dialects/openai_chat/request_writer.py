@@ -57,7 +57,9 @@ def _add_tools(request: StreamChatRequest, body: dict[str, Any], tools: ToolWrit
     choice = tools.choice()
     if choice is not None:
         body["tool_choice"] = choice
-    if request.HasField("has_parallel_tool_calls"):
+    is_own = source_of(request) is Dialect.OPENAI_CHAT
+    if request.HasField("has_parallel_tool_calls") and (request.tools or is_own):
+        # Responses says so without any tools too, which is refused here.
         body["parallel_tool_calls"] = request.has_parallel_tool_calls
 
 
