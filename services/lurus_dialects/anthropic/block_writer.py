@@ -19,6 +19,7 @@ from lurus.routing.v1.chat_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import tools
 from lurus_dialects.anthropic.setting import Setting, cache_control
+from lurus_dialects.translation import ADDITIONAL_TOOLS
 
 # A content block: built here, or as it came.
 Written = dict[str, Any] | msgspec.Raw
@@ -71,7 +72,9 @@ class BlockWriter:
         self._losses.warn(f"{path}.arguments", "are no JSON object and were sent as a text")
         return {"raw_arguments": call.arguments.decode("utf-8", "replace")}
 
-    def _vendor_block(self, field: ChatVendorField, path: str) -> msgspec.Raw:
+    def _vendor_block(self, field: ChatVendorField, path: str) -> msgspec.Raw | None:
+        if field.name == ADDITIONAL_TOOLS:
+            return None
         if field.dialect != usage_pb2.DIALECT_ANTHROPIC:
             self._losses.refuse(path, f"an Anthropic model cannot be sent {field.name or 'this'}")
         return self._setting.raw(field.json, path)

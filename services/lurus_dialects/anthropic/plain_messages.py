@@ -129,14 +129,13 @@ def _fill_result(result: chat_pb2.ChatToolResult, block: _ToolResult, path: str)
 
 
 def _add_thinking(message: ChatMessage, block: _Thinking, path: str, losses: Losses) -> None:
-    thinking: ChatThinking | None
-    if envelope.is_envelope(block.signature):
-        thinking = envelope.unseal(block.signature)
-    else:
-        original = msgspec.json.encode(block)
-        thinking = ChatThinking(original=original, dialect=usage_pb2.DIALECT_ANTHROPIC)
-    if thinking is None:
+    made = envelope.unseal(block.signature) if envelope.is_envelope(block.signature) else _own(block)
+    if made is None:
         losses.note("thinking")
         return
-    thinking.text = block.thinking
-    message.blocks.add(thinking=thinking, source_path=path)
+    made.text = block.thinking
+    message.blocks.add(thinking=made, source_path=path)
+
+
+def _own(block: _Thinking) -> ChatThinking:
+    return ChatThinking(original=msgspec.json.encode(block), dialect=usage_pb2.DIALECT_ANTHROPIC)

@@ -12,6 +12,7 @@ from lurus.routing.v1.chat_pb2 import ChatThinking, StreamChatRequest
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import InvalidRequest, Untranslatable
 from lurus_dialects import envelope
+from lurus_dialects.anthropic import request_reader
 from lurus_dialects.translation import Losses
 from tests.dialects.anthropic_spoke.hub import read
 from tests.dialects.anthropic_spoke.request_maker import RequestMaker
@@ -249,3 +250,48 @@ class TestThinking:
         (block,) = self.block(given)
         assert json.loads(block.thinking.original) == given
         assert (block.thinking.provider_id, block.thinking.dialect) == ("", usage_pb2.DIALECT_ANTHROPIC)
+
+
+class TestPlainMessages:
+    """The quick way and the thorough way read the same."""
+
+    @pytest.mark.parametrize("seed", range(60))
+    def test_both_ways_read_the_same(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = {**KNOWN, "messages": [*KNOWN["messages"], *RequestMaker(seed).request()["messages"]]}
+        for message in body["messages"][-3:]:
+            # Without what nobody knows, so that the quick way is taken.
+            message.clear()
+            message.update(plain(seed))
+        text = json.dumps(body, separators=(",", ":")).encode()
+        quick = read(text)
+        monkeypatch.setattr(request_reader, "add_plain_message", lambda *_: False)
+        assert read(text) == quick
+
+    def test_the_quick_way_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(request_reader, "_read_message", lambda *_: pytest.fail("the slow way"))
+        for seed in range(60):
+            read({"model": "m", "messages": [plain(seed)]})
+
+
+def plain(seed: int) -> dict[str, Any]:
+    """Returns a message of which everything is known."""
+    text = {"type": "text", "text": f"a{seed}é"}
+    cached = {**text, "cache_control": {"type": "ephemeral", **({"ttl": "1h"} if seed % 2 else {})}}
+    sealed = envelope.seal(ChatThinking(dialect=usage_pb2.DIALECT_OPENAI_CHAT, provider_id="p"))
+    blocks: list[dict[str, Any]] = [
+        text,
+        cached,
+        {"type": "thinking", "thinking": "hm", "signature": ["", "Eq", sealed, "lsw1.!"][seed % 4]},
+        {
+            "type": "tool_use",
+            "id": "1",
+            "name": "n",
+            "input": {"a": [1.10]},
+            "cache_control": {"type": "ephemeral"},
+        },
+        {"type": "tool_result", "tool_use_id": "1", "content": "r", "is_error": True},
+        {"type": "tool_result", "tool_use_id": "1", "content": [text, cached]},
+        {"type": "tool_result", "tool_use_id": "1"},
+    ]
+    content: Any = blocks[seed % 7 :] if seed % 5 else "text"
+    return {"role": ["user", "assistant", "system"][seed % 3], "content": content}
