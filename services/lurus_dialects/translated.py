@@ -5,12 +5,15 @@ are equal: the same facts are noted from the provider's own bytes, so that what
 is charged does not depend on the translation.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from lurus.routing.v1.chat_pb2 import ChatError, ChatFinish, StreamChatResponse
 from lurus_dialects import loose
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.sequence import Sequencer
 from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_unterminated_event
 from lurus_dialects.translation import AnswerReader, AnswerWriter, set_tokens
 from lurus_dialects.upstream_errors import report, stream_error_status
@@ -47,6 +50,7 @@ class TranslatedStream(Answer):
         self._writer = writer
         self._request_id = request_id
         self._estimated_input_tokens = estimated_input_tokens
+        self._sequencer = Sequencer()
         self._has_begun = False
 
     @property
@@ -78,7 +82,7 @@ class TranslatedStream(Answer):
         if self._writer.is_over:
             return released
         events = self._reader.end()
-        return released + b"".join([self._write(event) for event in events if not event.HasField("error")])
+        return released + self._write_all([event for event in events if not event.HasField("error")])
 
     def heartbeat(self) -> bytes:
         """Returns bytes that keep a silent connection alive and change nothing."""
@@ -98,12 +102,16 @@ class TranslatedStream(Answer):
             return self._writer.heartbeat() if is_comment else b""
         self._observe(self, event.name, event.data)
         events = self._reader.read(event.name, event.data)
-        released = b"".join([self._write(event) for event in events])
+        released = self._write_all(events)
         if not self._writer.is_over and (self.error_seen or self.terminal_seen):
             # The provider has ended its answer. A reader that waits for more would wait in vain.
-            released += b"".join([self._write(event) for event in self._reader.end()])
+            released += self._write_all(self._reader.end())
             released += self._error_event() if not self._writer.is_over else b""
         return released
+
+    def _write_all(self, events: Sequence[StreamChatResponse]) -> bytes:
+        feed, write = self._sequencer.feed, self._write
+        return b"".join([write(told) for event in events for told in feed(event)])
 
     def _write(self, event: StreamChatResponse) -> bytes:
         if self._writer.is_over:

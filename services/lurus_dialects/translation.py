@@ -23,6 +23,8 @@ DIALECTS: Final = {
     Dialect.OPENAI_CHAT: usage_pb2.DIALECT_OPENAI_CHAT,
     Dialect.OPENAI_RESPONSES: usage_pb2.DIALECT_OPENAI_RESPONSES,
 }
+# An item of Responses that brings tools: they are among the request's, and its place means nothing elsewhere.
+ADDITIONAL_TOOLS: Final = "additional_tools"
 _BY_NUMBER: Final = {number: dialect for dialect, number in DIALECTS.items()}
 
 

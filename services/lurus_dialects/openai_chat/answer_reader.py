@@ -212,13 +212,21 @@ class StreamReader:
         words = self._words
         if words is not None and words.kind == kind:
             return words.add(text)
-        events = self._end_words()
+        events = self._end_words() + self._end_whole_calls()
         self._words = words = WordsBlock(kind, self._take_index())
         return [*events, words.begin(), *words.add(text)]
 
     def _end_words(self) -> Events:
         words, self._words = self._words, None
         return [] if words is None else words.end()
+
+    def _end_whole_calls(self) -> Events:
+        """Ends calls of which nothing can follow, so that what comes next need not wait for them."""
+        events: Events = []
+        for _, call in self._calls:
+            if call.has_begun and not call.has_ended and call.is_complete:
+                events += call.end()
+        return events
 
     def _take_index(self) -> int:
         self._next_index += 1
@@ -236,7 +244,7 @@ class StreamReader:
             events += self._end_words()
             self._words = WordsBlock(TEXT, self._take_index())
             events.append(self._words.begin())
-        position = events[-1].block_index if events else self._next_index - 1
+        position = self._words.index
         return events + [
             StreamChatResponse(citation=_citation(item), block_index=position) for item in annotations
         ]
@@ -248,8 +256,7 @@ class StreamReader:
         call.name = call.name or function.name or ""
         events: Events = []
         if not call.has_begun and call.name:
-            if self._words is not None and self._words.kind == THINKING:
-                events += self._end_words()
+            events += self._end_words() + self._end_whole_calls()
             events += call.begin(self._take_index())
         return events + call.add(function.arguments or function.input or "")
 
@@ -307,7 +314,8 @@ class StreamReader:
             if not call.has_begun:
                 # Without a name nobody can run it, but it is not ours to hide.
                 events += call.begin(self._take_index())
-            events += call.end()
+            if not call.has_ended:
+                events += call.end()
         self._is_over = True
         kind = _STOP_KINDS.get(self._stop_reason, chat_pb2.CHAT_STOP_KIND_UNSPECIFIED)
         is_cut = kind in _CUTTING_ENDS and any(call.is_cut for _, call in self._calls)

@@ -20,7 +20,7 @@ from lurus_dialects.openai_chat.vendor_fields import (
     translate_message_fields,
 )
 from lurus_dialects.tools import call_id
-from lurus_dialects.translation import Losses, Target
+from lurus_dialects.translation import ADDITIONAL_TOOLS, Losses, Target
 
 NO_OUTPUT: Final = "[no tool output recorded]"
 TOOL_ERROR: Final = "[tool error] "
@@ -125,7 +125,7 @@ class MessageWriter:
         for i, block in enumerate(message.blocks):
             if block.HasField("tool_result"):
                 self._add_result(block, message, block.source_path or f"{path}.blocks[{i}]")
-            else:
+            elif block.vendor_block.name != ADDITIONAL_TOOLS:
                 rest.append(block)
         if not rest and message.blocks:
             return

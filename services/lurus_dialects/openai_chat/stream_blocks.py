@@ -35,18 +35,18 @@ class TooLarge(Exception):
 class WordsBlock:
     """Text, a refusal or thinking."""
 
-    __slots__ = ("_index", "_joiner", "_size", "_thoughts", "kind")
+    __slots__ = ("_joiner", "_size", "_thoughts", "index", "kind")
 
     def __init__(self, kind: chat_pb2.ChatBlockKind.ValueType, index: int) -> None:
         self.kind = kind
-        self._index = index
+        self.index = index
         self._joiner = Joiner()
         self._thoughts: list[str] = []
         self._size = 0
 
     def begin(self) -> StreamChatResponse:
         """Returns the start."""
-        return StreamChatResponse(block_start=ChatBlockStart(kind=self.kind), block_index=self._index)
+        return StreamChatResponse(block_start=ChatBlockStart(kind=self.kind), block_index=self.index)
 
     def add(self, text: str) -> Events:
         """Returns what goes on."""
@@ -54,12 +54,12 @@ class WordsBlock:
         if not text:
             return []
         if self.kind != THINKING:
-            return [StreamChatResponse(text_delta=text, block_index=self._index)]
+            return [StreamChatResponse(text_delta=text, block_index=self.index)]
         self._size += len(text)
         if self._size > MAX_BLOCK_BYTES:
             raise TooLarge
         self._thoughts.append(text)
-        return [StreamChatResponse(thinking_delta=text, block_index=self._index)]
+        return [StreamChatResponse(thinking_delta=text, block_index=self.index)]
 
     def end(self) -> Events:
         """Returns what was held, the thinking as its provider wants it back, and the end."""
@@ -67,8 +67,8 @@ class WordsBlock:
         if self.kind == THINKING:
             original = msgspec.json.encode({"reasoning_content": "".join(self._thoughts)})
             seal = ChatThinking(original=original, dialect=usage_pb2.DIALECT_OPENAI_CHAT)
-            events.append(StreamChatResponse(thinking_seal=seal, block_index=self._index))
-        return [*events, StreamChatResponse(block_end=ChatBlockEnd(), block_index=self._index)]
+            events.append(StreamChatResponse(thinking_seal=seal, block_index=self.index))
+        return [*events, StreamChatResponse(block_end=ChatBlockEnd(), block_index=self.index)]
 
 
 class CallBlock:
@@ -86,6 +86,7 @@ class CallBlock:
         self._index = -1
         self._is_wrapped = False
         self._call = ChatToolCall()
+        self.has_ended = False
 
     @property
     def has_begun(self) -> bool:
@@ -119,6 +120,8 @@ class CallBlock:
 
     def add(self, arguments: str) -> Events:
         """Returns the piece of the arguments; of a wrapped text and before the start, nothing yet."""
+        if self.has_ended:
+            return []
         part = self._joiner.feed(arguments)
         if not part:
             return []
@@ -131,6 +134,7 @@ class CallBlock:
     def end(self) -> Events:
         """Returns the complete call."""
         events = self.add(self._joiner.finish())
+        self.has_ended = True
         arguments = "".join(self._parts)
         if self._is_wrapped:
             arguments = _unwrapped(arguments)

@@ -146,7 +146,7 @@ class ItemWriter:
         identifier = result.tool_call_id if self._is_own else call_id(result.tool_call_id)
         if identifier not in self._call_kinds and not self._is_own and not has_state:
             self._losses.refuse(_id_path(block, message, path), "answers a call that was not made")
-        kind = self._call_kinds.get(identifier) or result.kind
+        kind = result.kind if self._is_own else self._call_kinds.get(identifier) or result.kind
         item_type = "custom_tool_call_output" if kind == _CUSTOM else "function_call_output"
         output = self._output(result, path)
         item: dict[str, Any] = {"type": item_type, "call_id": identifier, "output": output}

@@ -13,8 +13,8 @@ from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatOutputFormat, 
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects.openai_responses.item_reader import read_input
 from lurus_dialects.openai_responses.members import Members, body_of, refuse, vendor_field
-from lurus_dialects.openai_responses.tool_reader import read_choice, read_tools
-from lurus_dialects.translation import Losses
+from lurus_dialects.openai_responses.tool_reader import read_additional_tools, read_choice, read_tools
+from lurus_dialects.translation import ADDITIONAL_TOOLS, Losses
 
 MAX_TEMPERATURE: Final = 2.0
 SEALED_REASONING: Final = "reasoning.encrypted_content"
@@ -73,6 +73,10 @@ def _read_limits(members: Members, request: StreamChatRequest) -> None:
 
 def _read_tools(members: Members, request: StreamChatRequest) -> None:
     request.tools.extend(read_tools(members))
+    for message in request.messages:
+        for block in message.blocks:
+            if block.vendor_block.name == ADDITIONAL_TOOLS:
+                request.tools.extend(read_additional_tools(block.vendor_block.json, block.source_path))
     choice = read_choice(members)
     if choice is not None:
         request.tool_choice.CopyFrom(choice)

@@ -96,8 +96,9 @@ def _instructions(message: ChatMessage, losses: Losses) -> str | None:
 
 
 def _add_tools(request: StreamChatRequest, body: dict[str, Any], tools: ToolWriter) -> None:
-    if request.tools:
-        body["tools"] = tools.tools()
+    written = tools.tools()
+    if written:
+        body["tools"] = written
     choice = tools.choice()
     if choice is not None:
         body["tool_choice"] = choice

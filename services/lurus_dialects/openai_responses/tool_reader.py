@@ -27,6 +27,15 @@ def read_tools(members: Members) -> list[ChatTool]:
     return tools
 
 
+def read_additional_tools(item: bytes, path: str) -> list[ChatTool]:
+    """Returns the tools that an item of the input brings."""
+    members = Members(item, path)
+    tools: list[ChatTool] = []
+    for i, entry in enumerate(members.items("tools")):
+        tools += _read_entry(entry, f"{path}.tools[{i}]")
+    return tools
+
+
 def _read_entry(raw: msgspec.Raw, path: str) -> list[ChatTool]:
     members = Members(raw, path)
     kind = members.required_text("type")
@@ -133,7 +142,7 @@ def _read_allowed(choice: Members) -> ChatToolChoice:
         tool = Members(item, f"tool_choice.tools[{i}]")
         kind = tool.required_text("type")
         read.allowed_names.append(tool.required_text("name") if kind in _KINDS else kind)
-        is_plain = is_plain and tool.is_empty()
+        is_plain = is_plain and kind in _KINDS and tool.is_empty()
     if not is_plain or not read.allowed_names:
         choice.keep("tools", raw)
     return read

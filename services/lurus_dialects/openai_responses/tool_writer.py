@@ -44,6 +44,8 @@ class ToolWriter:
         written: list[Any] = []
         namespace: dict[str, Any] | None = None
         for i, tool in enumerate(self._request.tools):
+            if self._is_own and tool.source_path.startswith("input"):
+                continue  # Its item brings it.
             value = self._tool(tool, tool.source_path or f"tools[{i}]")
             if value is None:
                 continue
@@ -55,7 +57,7 @@ class ToolWriter:
                 namespace = _namespace(tool)
                 written.append(namespace)
             namespace["tools"].append(value)
-        if self._request.tools and not written:
+        if self._request.tools and not written and not self._is_own:
             self._losses.refuse("tools", "none of them can be called at this provider")
         return written
 
