@@ -13,7 +13,7 @@ TESTS ?= tests
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check fmt gen lock images clean
+.PHONY: help up test check bench fmt gen lock images clean
 
 help: ## Shows this list
 	@echo "Lurus Switch"
@@ -34,6 +34,9 @@ check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generat
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking proto --against proto/baseline.binpb
 	$(BIN)/python proto/generate.py --check
+
+bench: $(VENV)/.dev ## Measures what a translation costs
+	$(BIN)/python -m benchmarks.translation
 
 fmt: $(VENV)/.dev ## Formats code and contracts
 	$(BIN)/ruff format .
