@@ -263,9 +263,11 @@ class TestPlainMessages:
             message.clear()
             message.update(plain(seed))
         text = json.dumps(body, separators=(",", ":")).encode()
-        quick = read(text)
+        quick_losses, losses = Losses(), Losses()
+        quick = read(text, quick_losses)
         monkeypatch.setattr(request_reader, "add_plain_message", lambda *_: False)
-        assert read(text) == quick
+        assert read(text, losses) == quick
+        assert losses.silent == quick_losses.silent
 
     def test_the_quick_way_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(request_reader, "_read_message", lambda *_: pytest.fail("the slow way"))
