@@ -18,7 +18,8 @@ from lurus.routing.v1.chat_pb2 import (
 )
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import envelope
-from lurus_dialects.anthropic.members import Members, is_text, items_of, refuse, text_of, vendor_field
+from lurus_dialects.anthropic.members import Members, vendor_field
+from lurus_dialects.members import is_text, items_of, refuse, text_of
 from lurus_dialects.translation import Losses
 
 _Read = Callable[[Members, msgspec.Raw, Losses], ChatBlock | None]

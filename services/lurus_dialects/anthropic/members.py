@@ -1,142 +1,22 @@
-"""Takes the members of a client's JSON apart, whose values may be of any type.
-
-What is interpreted is taken by its type; a value of another one is the
-client's fault and named by its path. What is left over belongs to the vendor.
-"""
-
-from typing import Any, Final, NoReturn
+"""The members of a client's JSON in the shape of Anthropic Messages."""
 
 import msgspec
 
 from lurus.routing.v1.chat_pb2 import ChatVendorField
 from lurus.usage.v1 import usage_pb2
-from lurus_common.errors import InvalidRequest
+from lurus_dialects import members
 from lurus_dialects.surrogates import joined
 
-MAX_INTEGER: Final = 2**53
-_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_TEXT: Final = msgspec.json.Decoder(str)
-_TEXTS: Final = msgspec.json.Decoder(list[str])
-_FLAG: Final = msgspec.json.Decoder(bool)
-_INTEGER: Final = msgspec.json.Decoder(int)
-_NUMBER: Final = msgspec.json.Decoder(float)
-_NULL: Final = msgspec.Raw(b"null")
 
+class Members(members.Members):
+    """The members of one object of this dialect."""
 
-class Members:
-    """The members of one object, each of which is taken once; null counts as absent.
-
-    Every method that takes raises `InvalidRequest` for a value of another type.
-    """
-
-    __slots__ = ("_values", "path")
-
-    def __init__(self, raw: msgspec.Raw | bytes, path: str) -> None:
-        self.path = path
-        self._values: dict[str, msgspec.Raw] = _decoded(_OBJECT, raw, path or "body", "an object")
-
-    def path_of(self, name: str) -> str:
-        """Returns where the member stands in the client's JSON."""
-        return f"{self.path}.{name}" if self.path else name
-
-    def take(self, name: str) -> msgspec.Raw | None:
-        """Returns a member of any type; None if it is absent."""
-        raw = self._values.pop(name, None)
-        return None if raw is None or raw == _NULL else raw
-
-    def keep(self, name: str, raw: msgspec.Raw) -> None:
-        """Puts a member back that was taken, so that it is among the rest."""
-        self._values[name] = raw
-
-    def text(self, name: str) -> str:
-        """Returns a string; empty if absent."""
-        raw = self.take(name)
-        return "" if raw is None else self._as(_TEXT, raw, name, "a string")
-
-    def texts(self, name: str) -> list[str]:
-        """Returns a list of strings; empty if absent."""
-        raw = self.take(name)
-        return [] if raw is None else self._as(_TEXTS, raw, name, "a list of strings")
-
-    def flag(self, name: str) -> bool | None:
-        """Returns a boolean; None if absent."""
-        raw = self.take(name)
-        return None if raw is None else self._as(_FLAG, raw, name, "true or false")
-
-    def integer(self, name: str) -> int | None:
-        """Returns an integer that is not negative; None if absent."""
-        raw = self.take(name)
-        if raw is None:
-            return None
-        value: int = self._as(_INTEGER, raw, name, "an integer")
-        if not 0 <= value <= MAX_INTEGER:
-            refuse(self.path_of(name), "must not be negative or absurdly large")
-        return value
-
-    def number(self, name: str, maximum: float) -> float | None:
-        """Returns a number from 0 to `maximum`; None if absent."""
-        raw = self.take(name)
-        if raw is None:
-            return None
-        value: float = self._as(_NUMBER, raw, name, "a number")
-        if not 0 <= value <= maximum:
-            refuse(self.path_of(name), f"must be from 0 to {maximum:g}")
-        return value
-
-    def items(self, name: str) -> list[msgspec.Raw]:
-        """Returns the items of a list; empty if absent."""
-        raw = self.take(name)
-        return [] if raw is None else items_of(raw, self.path_of(name))
-
-    def object(self, name: str) -> "Members | None":
-        """Returns the members of an object; None if absent."""
-        raw = self.take(name)
-        return None if raw is None else Members(raw, self.path_of(name))
-
-    def rest(self, prefix: str = "") -> list[ChatVendorField]:
-        """Returns what was not taken, in the order of the source; `prefix` comes before each name."""
-        if not self._values:
-            return []
-        return [vendor_field(prefix + name, raw) for name, raw in self._values.items()]
-
-    def _as(self, decoder: Any, raw: msgspec.Raw, name: str, what: str) -> Any:
-        return _decoded(decoder, raw, self.path_of(name), what)
+    __slots__ = ()
+    dialect = usage_pb2.DIALECT_ANTHROPIC
+    # The block or field is returned to its own provider exactly.
+    keeps_null = True
 
 
 def vendor_field(name: str, raw: msgspec.Raw | bytes) -> ChatVendorField:
     """Returns a value that only this dialect knows, as it came."""
     return ChatVendorField(dialect=usage_pb2.DIALECT_ANTHROPIC, name=joined(name), json=bytes(raw))
-
-
-def items_of(raw: msgspec.Raw, path: str) -> list[msgspec.Raw]:
-    """Returns the items of a list."""
-    items: list[msgspec.Raw] = _decoded(_LIST, raw, path, "a list")
-    return items
-
-
-def text_of(raw: msgspec.Raw, path: str) -> str:
-    """Returns a string."""
-    text: str = _decoded(_TEXT, raw, path, "a string")
-    return text
-
-
-def is_text(raw: msgspec.Raw) -> bool:
-    """True if the value is a string."""
-    return bytes(memoryview(raw)[:1]) == b'"'
-
-
-def refuse(path: str, why: str) -> NoReturn:
-    """Blames the client for the value at `path`.
-
-    Raises:
-        InvalidRequest: always.
-    """
-    raise InvalidRequest(f"{path}: {why}", param=path)
-
-
-def _decoded(decoder: Any, raw: msgspec.Raw | bytes, path: str, what: str) -> Any:
-    try:
-        return decoder.decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        refuse(path, f"must be {what}")

@@ -19,8 +19,9 @@ from lurus.routing.v1.chat_pb2 import (
 )
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects.anthropic.block_reader import read_content, take_cache_hint
-from lurus_dialects.anthropic.members import Members, refuse, vendor_field
+from lurus_dialects.anthropic.members import Members, vendor_field
 from lurus_dialects.anthropic.plain_messages import add_plain_message
+from lurus_dialects.members import refuse
 from lurus_dialects.translation import Losses
 
 MAX_TEMPERATURE: Final = 2.0
@@ -46,10 +47,6 @@ _SUMMARIES: Final = {"omitted": "omitted", "summarized": "auto"}
 
 def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     """See `translate.read_request`."""
-    try:
-        str(body, "utf-8")
-    except UnicodeDecodeError:
-        refuse("body", "must be UTF-8")
     members = Members(body, "")
     request = StreamChatRequest(model=members.text("model"), source_dialect=usage_pb2.DIALECT_ANTHROPIC)
     if not request.model:

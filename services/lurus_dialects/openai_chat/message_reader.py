@@ -13,7 +13,8 @@ from lurus.routing.v1.chat_pb2 import (
     ChatToolResult,
 )
 from lurus.usage.v1 import usage_pb2
-from lurus_dialects.openai_chat.members import Members, refuse, text_of, vendor_field
+from lurus_dialects.members import refuse, text_of
+from lurus_dialects.openai_chat.members import Members, vendor_field
 from lurus_dialects.openai_chat.part_reader import read_content
 
 _ROLES: Final = {

@@ -6,7 +6,8 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatCacheHint, ChatMedia
-from lurus_dialects.openai_chat.members import Members, is_text, items_of, refuse, text_of, vendor_field
+from lurus_dialects.members import is_text, items_of, refuse, text_of
+from lurus_dialects.openai_chat.members import Members, vendor_field
 
 _AUDIO_TYPES: Final = {"mp3": "audio/mpeg"}
 # What follows the media type in a data URL that the hub can hold in pieces.

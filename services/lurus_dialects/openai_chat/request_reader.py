@@ -7,7 +7,8 @@ import msgspec
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatOutputFormat, StreamChatRequest
 from lurus.usage.v1 import usage_pb2
-from lurus_dialects.openai_chat.members import Members, is_text, refuse, text_of
+from lurus_dialects.members import is_text, refuse, text_of
+from lurus_dialects.openai_chat.members import Members
 from lurus_dialects.openai_chat.message_reader import read_messages
 from lurus_dialects.openai_chat.tool_reader import read_choice, read_tools
 from lurus_dialects.translation import Losses
@@ -17,10 +18,6 @@ MAX_TEMPERATURE: Final = 2.0
 
 def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     """See `translate.read_request`."""
-    try:
-        str(body, "utf-8")
-    except UnicodeDecodeError:
-        refuse("body", "must be UTF-8")
     members = Members(body, "")
     request = StreamChatRequest(model=members.text("model"), source_dialect=usage_pb2.DIALECT_OPENAI_CHAT)
     if not request.model:

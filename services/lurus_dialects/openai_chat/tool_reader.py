@@ -6,7 +6,8 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatTool, ChatToolChoice
-from lurus_dialects.openai_chat.members import Members, is_text, refuse, text_of, vendor_field
+from lurus_dialects.members import is_text, refuse, text_of
+from lurus_dialects.openai_chat.members import Members, vendor_field
 
 _MODES: Final = {
     "auto": chat_pb2.CHAT_TOOL_CHOICE_MODE_AUTO,

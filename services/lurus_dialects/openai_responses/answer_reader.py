@@ -25,8 +25,9 @@ from lurus_dialects.openai_responses.item_blocks import (
     TooLarge,
     VendorItem,
 )
-from lurus_dialects.openai_responses.members import vendor_field, whole_text
+from lurus_dialects.openai_responses.members import vendor_field
 from lurus_dialects.openai_responses.provider_events import EVENT, ErrorFields, Event, Response, raw_items
+from lurus_dialects.surrogates import joined
 from lurus_dialects.translation import ToolName
 from lurus_dialects.usage import UsageMeter
 
@@ -135,7 +136,7 @@ class StreamReader:
         self._is_started = True
         start = ChatStart()
         if response is not None:
-            start.response_id, start.model = whole_text(response.id or ""), whole_text(response.model or "")
+            start.response_id, start.model = joined(response.id or ""), joined(response.model or "")
         self._events.append(StreamChatResponse(start=start))
 
     def _lifecycle(self, event: Event) -> None:
@@ -276,7 +277,7 @@ class StreamReader:
         self._lifecycle(event)
         self._finish_items(response)
         stop = chat_pb2.CHAT_STOP_KIND_TOOL_CALLS if self._has_call else chat_pb2.CHAT_STOP_KIND_END_TURN
-        self._finish(stop, whole_text(response.status or "completed"))
+        self._finish(stop, joined(response.status or "completed"))
 
     def _incomplete(self, event: Event) -> None:
         response = event.response or Response()
@@ -284,7 +285,7 @@ class StreamReader:
         self._finish_items(response)
         reason = response.incomplete_details and response.incomplete_details.reason
         kind = _STOP_KINDS.get(reason or "", chat_pb2.CHAT_STOP_KIND_END_TURN)
-        self._finish(kind, whole_text(reason or "incomplete"))
+        self._finish(kind, joined(reason or "incomplete"))
 
     def _finish_items(self, response: Response) -> None:
         """Tells what only the terminal event holds, and ends what is open."""

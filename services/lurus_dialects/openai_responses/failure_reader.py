@@ -4,7 +4,7 @@ from typing import Final
 
 from lurus.routing.v1.chat_pb2 import ChatError
 from lurus_dialects import loose
-from lurus_dialects.openai_responses.members import whole_text
+from lurus_dialects.surrogates import joined
 from lurus_dialects.upstream_errors import stream_error_status
 
 _REASONS: Final = {
@@ -28,9 +28,9 @@ _OUR_CREDENTIAL: Final = "UPSTREAM_CREDENTIAL_REJECTED"
 
 def failure_of(code: str | None, message: str | None) -> ChatError:
     """Returns the error that a provider reports; what concerns our credential is not repeated."""
-    word = whole_text(code or "")
+    word = joined(code or "")
     reason = _REASONS.get(word, "UPSTREAM_FAILED")
-    text = whole_text(message or "") or "the provider failed to answer"
+    text = joined(message or "") or "the provider failed to answer"
     if reason == _OUR_CREDENTIAL:
         text = "the provider refused the gateway's credential"
     status = stream_error_status(loose.compact({"error": {"code": word}}))

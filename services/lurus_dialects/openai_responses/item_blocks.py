@@ -20,7 +20,8 @@ from lurus.routing.v1.chat_pb2 import (
 )
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
-from lurus_dialects.openai_responses.members import vendor_field, whole_text
+from lurus_dialects.openai_responses.members import vendor_field
+from lurus_dialects.surrogates import joined
 from lurus_dialects.translation import ToolName
 
 MAX_ARGUMENT_CHARACTERS: Final = 8 * 1024 * 1024
@@ -63,13 +64,13 @@ class _Text:
         if self._half or not _is_encodable(piece):
             piece = self._half + piece
             self._half = piece[-1] if "\ud800" <= piece[-1] <= "\udbff" else ""
-            piece = whole_text(piece[: len(piece) - len(self._half)])
+            piece = joined(piece[: len(piece) - len(self._half)])
         self.length += len(piece)
         return piece
 
     def complete(self, whole: str) -> str:
         """Returns what the pieces left out of the whole text."""
-        whole = whole if _is_encodable(whole) else whole_text(whole)
+        whole = whole if _is_encodable(whole) else joined(whole)
         left = whole[self.length :]
         if self._half and not left:
             left = "\ufffd"
@@ -175,10 +176,10 @@ class MessageItem(Item):
 def _citation(raw: bytes) -> ChatCitation:
     value = loose.decode(raw)
     fields = value if isinstance(value, dict) else {}
-    kind = whole_text(loose.text_of(fields, "type")) or "annotation"
+    kind = joined(loose.text_of(fields, "type")) or "annotation"
     return ChatCitation(
-        title=whole_text(loose.text_of(fields, "title") or loose.text_of(fields, "filename")),
-        url=whole_text(loose.text_of(fields, "url")),
+        title=joined(loose.text_of(fields, "title") or loose.text_of(fields, "filename")),
+        url=joined(loose.text_of(fields, "url")),
         original=vendor_field(kind, raw),
     )
 
@@ -278,15 +279,15 @@ class CallItem(Item):
 
     def begin(self, value: dict[str, Any]) -> list[StreamChatResponse]:
         """Returns the start of the block, if the tool's name is known."""
-        name = whole_text(loose.text_of(value, "name"))
+        name = joined(loose.text_of(value, "name"))
         if self._block >= 0 or not name:
             return []
         is_custom = value.get("type") == "custom_tool_call"
         known = self._tool_names.get(name)
         self._is_wrapped = known is not None and known.is_wrapped and not is_custom
-        namespace = whole_text(loose.text_of(value, "namespace"))
+        namespace = joined(loose.text_of(value, "namespace"))
         self._call = ChatToolCall(
-            tool_call_id=whole_text(loose.text_of(value, "call_id") or loose.text_of(value, "id")),
+            tool_call_id=joined(loose.text_of(value, "call_id") or loose.text_of(value, "id")),
             name=known.name if known else name,
             namespace=(known.namespace if known else "") or namespace,
             kind=chat_pb2.CHAT_TOOL_KIND_CUSTOM
@@ -356,7 +357,7 @@ def _unwrapped(text: str) -> str:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         value = loose.decode(text.encode())
         given = value.get("input") if isinstance(value, dict) else None
-        return whole_text(given) if isinstance(given, str) else text
+        return joined(given) if isinstance(given, str) else text
 
 
 class VendorItem(Item):
@@ -364,5 +365,5 @@ class VendorItem(Item):
 
     def finish(self, value: dict[str, Any], raw: bytes) -> list[StreamChatResponse]:
         """Returns the whole item."""
-        kind = whole_text(loose.text_of(value, "type"))
+        kind = joined(loose.text_of(value, "type"))
         return [StreamChatResponse(vendor_event=vendor_field(kind, raw))] if raw else []

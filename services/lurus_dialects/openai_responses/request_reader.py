@@ -11,8 +11,9 @@ import msgspec
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMessage, ChatOutputFormat, StreamChatRequest
 from lurus.usage.v1 import usage_pb2
+from lurus_dialects.members import refuse
 from lurus_dialects.openai_responses.item_reader import read_input
-from lurus_dialects.openai_responses.members import Members, body_of, refuse, vendor_field
+from lurus_dialects.openai_responses.members import Members, vendor_field
 from lurus_dialects.openai_responses.tool_reader import read_additional_tools, read_choice, read_tools
 from lurus_dialects.translation import ADDITIONAL_TOOLS, Losses
 
@@ -25,7 +26,7 @@ _STATE: Final = ("previous_response_id", "conversation", "prompt")
 
 def read_request(body: bytes, losses: Losses) -> StreamChatRequest:
     """See `translate.read_request`."""
-    members = body_of(body)
+    members = Members(body, "")
     request = StreamChatRequest(
         model=members.text("model"), source_dialect=usage_pb2.DIALECT_OPENAI_RESPONSES
     )
