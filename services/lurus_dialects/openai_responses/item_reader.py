@@ -19,6 +19,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus_dialects import envelope
 from lurus_dialects.members import is_text, items_of, refuse, text_of
 from lurus_dialects.openai_responses.members import Members, vendor_field
+from lurus_dialects.openai_responses.plain_items import read_plain
 from lurus_dialects.translation import Losses
 
 _ROLES: Final = {
@@ -45,6 +46,9 @@ def read_input(raw: msgspec.Raw, losses: Losses) -> list[ChatMessage]:
 
 
 def _read_item(raw: msgspec.Raw, path: str, losses: Losses) -> ChatMessage | None:
+    plain = read_plain(raw, path)
+    if plain is not None:
+        return plain
     members = Members(raw, path)
     kind = members.text("type") or _unstated_type(members)
     read = _READERS.get(kind)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lurus.routing.v1 import chat_pb2
 from lurus_common.errors import InvalidRequest, Untranslatable
 from lurus_dialects import envelope
+from lurus_dialects.openai_responses import item_reader
 from lurus_dialects.openai_responses.request_reader import read_request
 from lurus_dialects.translation import Losses
 from tests.dialects.responses_spoke import codex, spoke
@@ -190,6 +191,15 @@ REQUESTS = st.fixed_dictionaries(
 def test_a_request_comes_back_with_everything_in_it(body: dict[str, Any]) -> None:
     out = there_and_back(body)
     assert normal(out) == normal(body)
+
+
+@settings(max_examples=150, deadline=None)
+@given(REQUESTS)
+def test_plain_items_are_read_alike_in_one_go_and_member_by_member(body: dict[str, Any]) -> None:
+    at_once = spoke.read(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_reader, "read_plain", lambda raw, path: None)
+        assert spoke.read(body) == at_once
 
 
 def normal(body: dict[str, Any]) -> dict[str, Any]:
