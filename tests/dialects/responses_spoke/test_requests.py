@@ -42,6 +42,17 @@ def test_Q10_namespaces_are_flattened_and_hosted_tools_are_kept_whole() -> None:
     assert kinds[("mcp__gh", "search")] == chat_pb2.CHAT_TOOL_KIND_FUNCTION
     assert kinds[("", "apply_patch")] == chat_pb2.CHAT_TOOL_KIND_CUSTOM
     assert kinds[("", "web_search")] == kinds[("", "tool_search")] == chat_pb2.CHAT_TOOL_KIND_HOSTED
+    odd = {
+        "type": "function_call",
+        "call_id": "c",
+        "name": "f",
+        "arguments": "",
+        "namespace": "ns",
+        "id": "fc",
+    }
+    found = spoke.read(codex.request() | {"input": [*codex.request()["input"], odd]}).messages
+    calls = [block.tool_call for message in found for block in message.blocks if block.HasField("tool_call")]
+    assert [call.namespace for call in calls] == ["", "", "mcp__gh", "ns"]
     assert request.tools[-1].source_path == "tools[4].tools[0]"
     assert [f.name for f in request.vendor_fields] == ["client_metadata"]
 
