@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from aiohttp import ClientResponse
 
-from lurus_common.errors import LurusError, UpstreamCredentialRejected, UpstreamFailed
+from lurus_common.errors import LurusError, UpstreamCredentialRejected, UpstreamFailed, UpstreamTimeout
 from lurus_dialects import loose, translate
 from lurus_dialects.body import BodyUsage, body_usage
 from lurus_dialects.counting import count_answer
@@ -26,6 +26,8 @@ from lurus_routing.upstream import read_chunk
 
 MAX_LOSSY_PATH_CHARACTERS = 128
 MAX_LOSSY_CHARACTERS = 2000
+# After a translated begin without content. A provider that thinks for long must not keep its client waiting.
+BEGIN_SECONDS = 0.2
 _ODD = re.compile(r"[^!-+\--~]")
 
 
@@ -73,12 +75,29 @@ async def begin_stream(
         released = watcher.feed(chunk) if chunk else watcher.finish()
         if not chunk and not released:
             return Failure(FailureClass.TRANSIENT, UpstreamFailed("the provider's stream is empty"))
+    if isinstance(watcher, TranslatedStream):
+        released += await _news(call, response, watcher, deadline)
     if watcher.error_seen and not watcher.content_seen:
         status = stream_error_status(watcher.error_body)
         return refused(status, headers, watcher.error_body)
     call.answer = watcher
     passed = _shown_headers(call, prepared, headers, is_streaming=True)
     return Answered(response.status, passed, released, watcher)
+
+
+async def _news(call: Call, response: ClientResponse, watcher: TranslatedStream, deadline: float) -> bytes:
+    """Waits a moment after a mere begin: a refusal often follows it, and then another may still be asked."""
+    released = b""
+    until = min(deadline, time.monotonic() + BEGIN_SECONDS)
+    while not (watcher.content_seen or watcher.is_over):
+        try:
+            chunk = await read_chunk(response, until, call.alarm)
+        except UpstreamTimeout:
+            break
+        released += watcher.feed(chunk) if chunk else watcher.finish()
+        if not chunk:
+            break
+    return released
 
 
 def _watcher(call: Call, outgoing: Outgoing, prepared: Prepared) -> StreamWatcher | TranslatedStream:

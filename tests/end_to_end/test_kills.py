@@ -115,14 +115,15 @@ def books(mesh: Mesh) -> dict[str, int]:
 
 
 def log_rows(mesh: Mesh) -> dict[str, int]:
-    """All requests in the log: request id to cost."""
+    """All requests in the log that an account pays for, refused ones left out: request id to cost."""
     found: dict[str, int] = {}
     token = ""
     while True:
         page = mesh.rest("GET", f"logs?page_size=1000&page_token={token}")
         for row in page.get("events", []):
             assert row["request_id"] not in found, "logged twice"
-            found[row["request_id"]] = int(row.get("cost_nano_usd", 0))
+            if row["terminal"] != "TERMINAL_REFUSED":
+                found[row["request_id"]] = int(row.get("cost_nano_usd", 0))
         token = page.get("next_page_token", "")
         if not token:
             return found
