@@ -17,13 +17,15 @@ class Alarm:
         TimeoutError: at the end of the block, if it was ended.
     """
 
-    __slots__ = ("_cancelling", "_deadline", "_has_rung", "_loop", "_task", "_timer")
+    __slots__ = ("_cancelling", "_deadline", "_has_rung", "_loop", "_rings_at", "_task", "_timer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._deadline = 0.0
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        # For a time that has come, uvloop returns a handle that does not know its time.
+        self._timer: asyncio.Handle | None = None
+        self._rings_at = 0.0
         self._has_rung = False
         self._cancelling = 0
 
@@ -38,8 +40,7 @@ class Alarm:
             raise RuntimeError("an alarm needs a task")
         self._cancelling = task.cancelling()
         self._has_rung = False
-        timer = self._timer
-        if timer is None or timer.when() > self._deadline:
+        if self._timer is None or self._rings_at > self._deadline:
             self._set()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -59,6 +60,7 @@ class Alarm:
     def _set(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._rings_at = self._deadline
         self._timer = self._loop.call_at(self._deadline, self._ring)
 
     def _ring(self) -> None:

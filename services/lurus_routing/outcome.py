@@ -89,7 +89,7 @@ async def _news(call: Call, response: ClientResponse, watcher: TranslatedStream,
     """Waits a moment after a mere begin: a refusal often follows it, and then another may still be asked."""
     released = b""
     until = min(deadline, time.monotonic() + BEGIN_SECONDS)
-    while not (watcher.content_seen or watcher.is_over):
+    while not (watcher.content_seen or watcher.is_over) and time.monotonic() < until:
         try:
             chunk = await read_chunk(response, until, call.alarm)
         except UpstreamTimeout:
