@@ -21,9 +21,8 @@ async def test_a_wait_may_follow_one_whose_time_had_come() -> None:
 
 async def test_a_wait_that_lasts_too_long_is_ended_and_the_next_is_not() -> None:
     alarm = Alarm()
-    with pytest.raises(TimeoutError):
-        with alarm.by(time.monotonic() + 0.02):
-            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError), alarm.by(time.monotonic() + 0.02):
+        await asyncio.Event().wait()
     with alarm.by(time.monotonic() + 60):
         await asyncio.sleep(0.05)
     alarm.close()
@@ -33,7 +32,6 @@ async def test_an_earlier_time_replaces_a_later_one() -> None:
     alarm = Alarm()
     with alarm.by(time.monotonic() + 60):
         await asyncio.sleep(0)
-    with pytest.raises(TimeoutError):
-        with alarm.by(time.monotonic() + 0.02):
-            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError), alarm.by(time.monotonic() + 0.02):
+        await asyncio.Event().wait()
     alarm.close()
