@@ -5,6 +5,9 @@ import hashlib
 import re
 from typing import Final
 
+from lurus_dialects import loose
+from lurus_dialects.surrogates import joined
+
 MAX_NAME_CHARACTERS: Final = 64
 NAMESPACE_SEPARATOR: Final = "__"
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -27,3 +30,10 @@ def flat_name(name: str, namespace: str = "") -> str:
         return full
     digest = hashlib.sha256(full.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{_FORBIDDEN.sub('_', full)[:55]}_{digest}"
+
+
+def unwrapped(arguments: str) -> str:
+    """Returns the text for a custom tool out of the arguments of the function that stands for it (T11)."""
+    value = loose.decode(arguments.encode())
+    text = value.get("input") if isinstance(value, dict) else None
+    return joined(text) if isinstance(text, str) else arguments

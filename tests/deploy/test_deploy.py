@@ -1,5 +1,6 @@
 """Image and compose file are valid, offline, and the locks hold what they should."""
 
+import json
 import re
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def test_locks_have_hashes_and_no_addresses(name: str) -> None:
     assert "http://" not in text and "https://" not in text
     pins = re.findall(r"^[a-z0-9][^ \n]*==", text, re.MULTILINE)
     assert pins and text.count("--hash=sha256:") >= len(pins)
+
+
+def test_the_lock_of_the_node_clients_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "tests" / "clients" / "package-lock.json").read_text()
+    assert "http://" not in text and "https://" not in text
+    packages = [entry for name, entry in json.loads(text)["packages"].items() if name]
+    assert packages and all(entry["integrity"] for entry in packages)
 
 
 def test_the_image_holds_no_embedded_store() -> None:

@@ -26,7 +26,8 @@ MARK = "a-text-that-no-refusal-quotes"
 BROKEN = re.compile(r"Traceback|\bERROR\b|<Error>|\bFATAL\b|\bPANIC\b")
 # A process of ours that shows itself: frames, sources, modules, addresses, keys.
 INTERNALS = re.compile(
-    r'Traceback|File "|\.py\b|site-packages|/work/|/tmp/|127\.0\.0\.1|lsk_|Exception|object at 0x'
+    r'Traceback|File "|\.py\b|site-packages|/tmp/|127\.0\.0\.1|lsk_|Exception|object at 0x|'
+    + re.escape(str(Path(__file__).parents[2]))
 )
 
 

@@ -22,6 +22,7 @@ from lurus_dialects import loose
 from lurus_dialects.anthropic.block_reader import read_citation
 from lurus_dialects.anthropic.members import vendor_field
 from lurus_dialects.surrogates import Joiner, joined
+from lurus_dialects.tools import unwrapped
 from lurus_dialects.translation import ToolName
 
 # Of what is kept of one block until its end.
@@ -312,13 +313,6 @@ class VendorBlock:
             is_whole = loose.decode(given.encode()) is not None
             fields["input"] = msgspec.Raw(given.encode()) if is_whole else {"raw_arguments": given}
         return msgspec.json.encode(fields)
-
-
-def unwrapped(arguments: str) -> str:
-    """Returns the text for a custom tool out of the function's arguments (T11)."""
-    value = loose.decode(arguments.encode())
-    text = value.get("input") if isinstance(value, dict) else None
-    return joined(text) if isinstance(text, str) else arguments
 
 
 def _unknown(delta: Delta) -> Events:

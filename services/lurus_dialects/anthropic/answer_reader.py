@@ -23,9 +23,9 @@ from lurus_dialects import loose
 from lurus_dialects.anthropic.answer_blocks import Delta, OpenBlock, open_block, read_delta, read_fields
 from lurus_dialects.anthropic.members import vendor_field
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.failures import failure_of
 from lurus_dialects.surrogates import joined
 from lurus_dialects.translation import ToolName
-from lurus_dialects.upstream_errors import stream_error_status
 from lurus_dialects.usage import UsageMeter
 
 # No answer of any model comes near.
@@ -39,17 +39,6 @@ STOP_KINDS: Final = {
     "refusal": chat_pb2.CHAT_STOP_KIND_REFUSAL,
     "pause_turn": chat_pb2.CHAT_STOP_KIND_PAUSE,
     "model_context_window_exceeded": chat_pb2.CHAT_STOP_KIND_CONTEXT_FULL,
-}
-_REASONS: Final = {
-    "overloaded_error": "OVERLOADED",
-    "rate_limit_error": "RATE_LIMITED",
-    "timeout_error": "UPSTREAM_TIMEOUT",
-    "invalid_request_error": "INVALID_REQUEST",
-    "not_found_error": "MODEL_NOT_FOUND",
-    "request_too_large": "REQUEST_TOO_LARGE",
-    "authentication_error": "UPSTREAM_CREDENTIAL_REJECTED",
-    "permission_error": "UPSTREAM_CREDENTIAL_REJECTED",
-    "billing_error": "UPSTREAM_CREDENTIAL_REJECTED",
 }
 # An answer that lacks one of these is another answer.
 _VITAL: Final = (b"message_", b"content_block_")
@@ -144,9 +133,9 @@ class StreamReader:
         """Returns the end of an answer that cannot be read."""
         return self._broken(reason, message)
 
-    def fail_by(self, error: _Error, data: bytes) -> list[StreamChatResponse]:
+    def fail_by(self, error: _Error) -> list[StreamChatResponse]:
         """Returns the end of an answer that the provider broke off."""
-        return self._error(error, data)
+        return self._error(error)
 
     def _read_any(self, name: bytes, data: bytes) -> list[StreamChatResponse]:
         event = _decoded(data)
@@ -174,7 +163,7 @@ class StreamReader:
         if kind == "ping":
             return []
         if kind == "error" or (event.error is not None and event.type is None):
-            return self._error(event.error or _Error(), data)
+            return self._error(event.error or _Error())
         return [_vendor_event(f"event.{kind}", data)]
 
     def _start(self, message: _Message) -> list[StreamChatResponse]:
@@ -269,22 +258,13 @@ class StreamReader:
         finish.tokens.CopyFrom(self._tokens())
         return [*events, StreamChatResponse(finish=finish)]
 
-    def _error(self, error: _Error, data: bytes) -> list[StreamChatResponse]:
-        code = error.type or ""
-        message = error.message or "the provider broke off its answer"
-        reason = _REASONS.get(code, "UPSTREAM_FAILED")
-        if message.startswith("prompt is too long"):
-            reason = "CONTEXT_TOO_LONG"
-        if reason == "UPSTREAM_CREDENTIAL_REJECTED":
-            message = "the provider refused the gateway's credential"
-        return self._broken(reason, message, code, stream_error_status(data))
-
-    def _broken(
-        self, reason: str, message: str, code: str = "", http_status: int = 0
-    ) -> list[StreamChatResponse]:
+    def _error(self, error: _Error) -> list[StreamChatResponse]:
         self._is_over = True
-        error = ChatError(reason=reason, message=joined(message), code=joined(code), http_status=http_status)
-        return [StreamChatResponse(error=error)]
+        return [StreamChatResponse(error=failure_of(error.type or "", error.message or ""))]
+
+    def _broken(self, reason: str, message: str) -> list[StreamChatResponse]:
+        self._is_over = True
+        return [StreamChatResponse(error=ChatError(reason=reason, message=message))]
 
 
 def read_body(body: bytes, tool_names: Mapping[str, ToolName]) -> list[StreamChatResponse]:
@@ -298,7 +278,7 @@ def read_body(body: bytes, tool_names: Mapping[str, ToolName]) -> list[StreamCha
             return reader.fail("UPSTREAM_FAILED", "the provider's answer cannot be read")
         message, body = _loose_body(value), loose.compact(value)
     if message.type == "error" or (message.error is not None and message.content is None):
-        return reader.fail_by(message.error or _Error(), body)
+        return reader.fail_by(message.error or _Error())
     if message.content is None:
         return reader.fail("UPSTREAM_FAILED", "the provider's answer cannot be read")
     return reader.read_message(message, body)

@@ -6,8 +6,8 @@ from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatReasoning, StreamChatRequest
 from lurus_dialects.anthropic.setting import Setting
 from lurus_dialects.anthropic.tool_writer import is_forced
+from lurus_dialects.efforts import clamped
 
-_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 _BUDGETS: Final = {"low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 65536}
 _DEFAULT_EFFORT: Final = "high"
 # The dialect refuses smaller budgets.
@@ -50,11 +50,7 @@ def _effort(stated: str, setting: Setting) -> str:
     if not stated:
         return ""
     effort = "low" if stated == "minimal" else stated
-    known = [name for name in _EFFORTS if name in setting.target.efforts]
-    if effort in _EFFORTS and known and effort not in known:
-        position = _EFFORTS.index(effort)
-        lower = [name for name in known if _EFFORTS.index(name) < position]
-        effort = lower[-1] if lower else known[0]
+    effort = clamped(effort, [name for name in setting.target.efforts if name != "minimal"])
     if effort != stated:
         setting.losses.note("effort")
     return effort

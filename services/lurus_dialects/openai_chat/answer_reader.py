@@ -22,7 +22,8 @@ from lurus.routing.v1.chat_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
-from lurus_dialects.openai_chat.failure_reader import failure_of
+from lurus_dialects.failures import cut_off, too_large, unusable
+from lurus_dialects.openai_chat.failure_reader import failure_in
 from lurus_dialects.openai_chat.stream_blocks import (
     REFUSAL,
     TEXT,
@@ -137,7 +138,7 @@ class StreamReader:
             return []
         if self._stop_reason:
             return self._finished()
-        return self._broken("UPSTREAM_CUT", "the provider's stream ended before its answer did", 502)
+        return self._ended_by(cut_off())
 
     def _read_odd(self, data: bytes) -> Events:
         if data.strip() == b"[DONE]":
@@ -146,7 +147,7 @@ class StreamReader:
         if not isinstance(value, dict):
             if data.lstrip()[:1] == b"{":
                 # An answer that lacks a piece is another answer.
-                return self._broken("UPSTREAM_FAILED", "the provider sent an event that cannot be read", 502)
+                return self._ended_by(unusable("the provider sent an event that cannot be read"))
             return []
         return self._bounded(_fitted(value), data)
 
@@ -154,11 +155,11 @@ class StreamReader:
         try:
             return self._read_chunk(chunk, data)
         except TooLarge:
-            return self._broken("UPSTREAM_FAILED", "the provider's answer is over the limit", 502)
+            return self._ended_by(too_large())
 
     def _read_chunk(self, chunk: _Chunk, data: bytes) -> Events:
         if loose.is_stated(chunk.error) or chunk.object == "error":
-            return self._failed(data)
+            return self._ended_by(failure_in(data))
         events = [] if self._is_started else self._start(chunk)
         if chunk.choices:
             choice = chunk.choices[0] if not chunk.choices[0].index else _first(chunk.choices)
@@ -167,7 +168,7 @@ class StreamReader:
             if choice.finish_reason:
                 self._stop_reason = joined(choice.finish_reason)
                 if self._stop_reason == "error":
-                    return [*events, *self._failed(data)]
+                    return [*events, *self._ended_by(failure_in(data))]
         if chunk.service_tier or chunk.system_fingerprint:
             self._note(chunk)
         if chunk.usage and loose.is_stated(chunk.usage) and self._meter.add(chunk.usage):
@@ -286,9 +287,9 @@ class StreamReader:
     def read_body(self, chunk: _Chunk, data: bytes) -> Events:
         """Returns what a whole answer says."""
         if loose.is_stated(chunk.error) or chunk.object == "error":
-            return self._failed(data)
+            return self._ended_by(failure_in(data))
         if not chunk.choices:
-            return self._broken("UPSTREAM_FAILED", "the provider's answer holds no choice", 502)
+            return self._ended_by(unusable("the provider's answer holds no choice"))
         events = self._start(chunk)
         choice = _first(chunk.choices)
         message = choice.message or choice.delta or _Delta()
@@ -306,7 +307,7 @@ class StreamReader:
         try:
             return self.read_body(chunk, data)
         except TooLarge:
-            return self._broken("UPSTREAM_FAILED", "the provider's answer is over the limit", 502)
+            return self._ended_by(too_large())
 
     def _finished(self) -> Events:
         events = self._end_words()
@@ -340,13 +341,8 @@ class StreamReader:
         set_tokens(tokens, self._meter.tokens())
         return tokens
 
-    def _failed(self, data: bytes) -> Events:
+    def _ended_by(self, error: ChatError) -> Events:
         self._is_over = True
-        return [StreamChatResponse(error=failure_of(data))]
-
-    def _broken(self, reason: str, message: str, status: int) -> Events:
-        self._is_over = True
-        error = ChatError(reason=reason, message=message, http_status=status)
         return [StreamChatResponse(error=error)]
 
 

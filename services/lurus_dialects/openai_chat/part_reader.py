@@ -6,12 +6,9 @@ import msgspec
 
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatCacheHint, ChatMedia
+from lurus_dialects.media import audio_type, set_url
 from lurus_dialects.members import is_text, items_of, refuse, text_of
 from lurus_dialects.openai_chat.members import Members, vendor_field
-
-_AUDIO_TYPES: Final = {"mp3": "audio/mpeg"}
-# What follows the media type in a data URL that the hub can hold in pieces.
-_BASE64_MARK: Final = ";base64,"
 
 
 def read_content(raw: msgspec.Raw, path: str) -> list[ChatBlock]:
@@ -65,7 +62,7 @@ def _read_media(kind: str, members: Members) -> ChatMedia:
 
 def _read_image(members: Members) -> ChatMedia:
     media = ChatMedia(kind=chat_pb2.CHAT_MEDIA_KIND_IMAGE, detail=members.text("detail"))
-    _set_url(media, members.required_text("url"))
+    set_url(media, members.required_text("url"))
     return media
 
 
@@ -79,7 +76,7 @@ def _read_file(members: Members) -> ChatMedia:
         return media
     text = text_of(data, members.path_of("file_data"))
     if text.startswith("data:"):
-        _set_url(media, text)
+        set_url(media, text)
     else:
         media.base64_data = text
     return media
@@ -89,20 +86,9 @@ def _read_audio(members: Members) -> ChatMedia:
     form = members.required_text("format")
     return ChatMedia(
         kind=chat_pb2.CHAT_MEDIA_KIND_AUDIO,
-        media_type=_AUDIO_TYPES.get(form, f"audio/{form}"),
+        media_type=audio_type(form),
         base64_data=members.required_text("data"),
     )
 
 
 _MEDIA_READERS: Final = {"image_url": _read_image, "file": _read_file, "input_audio": _read_audio}
-
-
-def _set_url(media: ChatMedia, url: str) -> None:
-    """Keeps a URL, or what a plain data URL holds."""
-    # The content may be megabytes long; its head is not.
-    head, mark, data = url.partition(_BASE64_MARK)
-    if not mark or not head.startswith("data:") or len(head) == len("data:") or ";" in head:
-        media.url = url
-        return
-    media.media_type = head.removeprefix("data:")
-    media.base64_data = data

@@ -1,6 +1,5 @@
 """Writes blocks of the hub as parts of a message's content."""
 
-import base64
 from typing import Any, Final
 
 import msgspec
@@ -8,12 +7,11 @@ import msgspec
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMedia
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.media import audio_part, base64_of, data_url, made_up_name
 from lurus_dialects.openai_chat.vendor_fields import OWN, translate_block_fields
 from lurus_dialects.translation import Losses, Target
 
 MAX_CACHE_MARKS: Final = 4
-_AUDIO_FORMATS: Final = {"audio/mpeg": "mp3", "audio/x-wav": "wav", "audio/wave": "wav"}
-_EXTENSIONS: Final = {"application/pdf": "pdf", "text/plain": "txt", "text/markdown": "md"}
 
 Part = dict[str, Any]
 
@@ -67,7 +65,7 @@ class PartWriter:
             return self._audio(media, path)
         if media.kind == chat_pb2.CHAT_MEDIA_KIND_DOCUMENT:
             return self._document(media, path)
-        image = {"url": media.url or _data_url(media)}
+        image = {"url": media.url or data_url(media)}
         if media.detail:
             image["detail"] = media.detail
         return {"type": "image_url", "image_url": image}
@@ -84,21 +82,19 @@ class PartWriter:
             file["filename"] = media.title
         elif not self._is_own:
             # Data without a name is refused.
-            file["filename"] = f"document.{_EXTENSIONS.get(media.media_type, 'bin')}"
+            file["filename"] = made_up_name(media)
         if source == "file_id":
             file = {"file_id": media.file_id, **({"filename": media.title} if media.title else {})}
         else:
-            file["file_data"] = media.url or _data_url(media)
+            file["file_data"] = media.url or data_url(media)
         if media.detail:
             self._losses.warn(f"{path}.detail", "is not known to the provider's dialect and was left out")
         return {"type": "file", "file": file}
 
     def _audio(self, media: ChatMedia, path: str) -> Part:
-        data = _base64(media)
-        if not data:
+        if not base64_of(media):
             self._losses.refuse(path, "sound can be sent to this provider only as data")
-        form = _AUDIO_FORMATS.get(media.media_type, media.media_type.partition("/")[2])
-        return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+        return audio_part(media)
 
 
 def content_of(parts: list[Part]) -> Any:
@@ -111,12 +107,3 @@ def content_of(parts: list[Part]) -> Any:
 def as_parts(content: Any) -> list[Part]:
     """Returns the parts of a content in either form."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-
-
-def _base64(media: ChatMedia) -> str:
-    return media.base64_data or base64.b64encode(media.data).decode()
-
-
-def _data_url(media: ChatMedia) -> str:
-    data = _base64(media)
-    return f"data:{media.media_type};base64,{data}" if media.media_type else data

@@ -10,6 +10,7 @@ from lurus.routing.v1.chat_pb2 import ChatOutputFormat, ChatVendorField, StreamC
 from lurus_common.errors import PreviousResponseNotFound
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.efforts import clamped, effort_of
 from lurus_dialects.openai_chat.message_writer import MessageWriter
 from lurus_dialects.openai_chat.tool_writer import ToolWriter
 from lurus_dialects.openai_chat.vendor_fields import translate_fields
@@ -17,9 +18,6 @@ from lurus_dialects.translation import Losses, Target, Written, source_of
 
 MAX_SAFETY_IDENTIFIER_CHARACTERS: Final = 64
 MAX_STOP_SEQUENCES: Final = 4
-EFFORTS: Final = ("minimal", "low", "medium", "high", "xhigh", "max")
-# Efforts that stand for budgets of thinking below so many tokens (T14).
-_BUDGETS: Final = ((4096, "low"), (12288, "medium"), (24576, "high"))
 _LIMIT_NAMES: Final = {Dialect.ANTHROPIC: "max_tokens", Dialect.OPENAI_RESPONSES: "max_output_tokens"}
 
 
@@ -95,29 +93,14 @@ def _add_limits(
 
 
 def _add_reasoning(request: StreamChatRequest, body: dict[str, Any], target: Target, losses: Losses) -> None:
-    reasoning = request.reasoning
-    effort = reasoning.effort
-    if reasoning.mode == chat_pb2.CHAT_REASONING_MODE_DISABLED:
-        effort = "none"
-    elif not effort and reasoning.mode == chat_pb2.CHAT_REASONING_MODE_BUDGET:
-        budget = reasoning.budget_tokens
-        effort = next((name for limit, name in _BUDGETS if budget < limit), "xhigh")
-    clamped = _clamped(effort, target)
-    if clamped != effort:
+    stated = effort_of(request.reasoning)
+    effort = clamped(stated, target.efforts)
+    if effort != stated:
         losses.note("reasoning_effort")
-    if clamped:
-        body["reasoning_effort"] = clamped
-    if reasoning.summary:
+    if effort:
+        body["reasoning_effort"] = effort
+    if request.reasoning.summary:
         losses.note("reasoning.summary")
-
-
-def _clamped(effort: str, target: Target) -> str:
-    """Returns the greatest effort that the model knows and that is not above `effort`, else its least."""
-    if effort not in EFFORTS or not target.efforts or effort in target.efforts:
-        return effort
-    known = [name for name in EFFORTS if name in target.efforts]
-    lower = [name for name in known if EFFORTS.index(name) < EFFORTS.index(effort)]
-    return lower[-1] if lower else known[0] if known else effort
 
 
 def _add_output(request: StreamChatRequest, body: dict[str, Any], *, is_own: bool) -> None:

@@ -16,7 +16,7 @@ from lurus.routing.v1.chat_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.surrogates import Joiner, joined
-from lurus_dialects.tools import call_id
+from lurus_dialects.tools import call_id, unwrapped
 from lurus_dialects.translation import ToolName
 
 # Of what is kept of one block until its end.
@@ -137,7 +137,7 @@ class CallBlock:
         self.has_ended = True
         arguments = "".join(self._parts)
         if self._is_wrapped:
-            arguments = _unwrapped(arguments)
+            arguments = unwrapped(arguments)
             if arguments:
                 events.append(StreamChatResponse(arguments_delta=arguments, block_index=self._index))
         elif not arguments and not self._is_custom:
@@ -149,10 +149,3 @@ class CallBlock:
         if not part or self._is_wrapped:
             return []
         return [StreamChatResponse(arguments_delta=part, block_index=self._index)]
-
-
-def _unwrapped(arguments: str) -> str:
-    """Returns the text for a custom tool out of the function's arguments (T11)."""
-    value = loose.decode(arguments.encode())
-    text = value.get("input") if isinstance(value, dict) else None
-    return joined(text) if isinstance(text, str) else arguments

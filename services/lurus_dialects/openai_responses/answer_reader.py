@@ -15,7 +15,7 @@ from lurus.routing.v1.chat_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
-from lurus_dialects.openai_responses.failure_reader import cut_off, failure_of, too_large
+from lurus_dialects.failures import cut_off, failure_of, too_large
 from lurus_dialects.openai_responses.item_blocks import (
     CallItem,
     Item,
@@ -311,11 +311,11 @@ class StreamReader:
             self._lifecycle(event)
         response = event.response or Response()
         error = response.error or ErrorFields(message=f"the answer was {response.status or 'broken off'}")
-        self._fail(failure_of(error.code or error.type, error.message))
+        self._fail(failure_of(error.code or error.type or "", error.message or ""))
 
     def _bare_error(self, event: Event) -> None:
         error = event.error or ErrorFields(code=event.code, message=event.message)
-        self._fail(failure_of(error.code or error.type, error.message))
+        self._fail(failure_of(error.code or error.type or "", error.message or ""))
 
     def _fail(self, error: ChatError) -> None:
         self._is_over = True

@@ -7,8 +7,6 @@ item; each tells only what the earlier ones left out.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgspec
-
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import (
     ChatBlockEnd,
@@ -22,6 +20,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
 from lurus_dialects.openai_responses.members import vendor_field
 from lurus_dialects.surrogates import joined
+from lurus_dialects.tools import unwrapped
 from lurus_dialects.translation import ToolName
 
 MAX_ARGUMENT_CHARACTERS: Final = 8 * 1024 * 1024
@@ -261,10 +260,6 @@ class ReasoningItem(Item):
         return [StreamChatResponse(thinking_delta=text, block_index=self._block)] if text else []
 
 
-class _Wrapped(msgspec.Struct):
-    input: str
-
-
 class CallItem(Item):
     """A call of a tool: one block."""
 
@@ -315,7 +310,7 @@ class CallItem(Item):
         events += self.complete(_arguments(value))
         text = "".join(self._pieces)
         if self._is_wrapped:
-            text = _unwrapped(text)
+            text = unwrapped(text)
             if text:
                 events.append(StreamChatResponse(arguments_delta=text, block_index=self._block))
         is_function = self._call.kind == chat_pb2.CHAT_TOOL_KIND_FUNCTION
@@ -349,15 +344,6 @@ def _arguments(value: dict[str, Any]) -> str:
         if isinstance(given, str):
             return given
     return ""
-
-
-def _unwrapped(text: str) -> str:
-    try:
-        return msgspec.json.decode(text, type=_Wrapped).input
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        value = loose.decode(text.encode())
-        given = value.get("input") if isinstance(value, dict) else None
-        return joined(given) if isinstance(given, str) else text
 
 
 class VendorItem(Item):

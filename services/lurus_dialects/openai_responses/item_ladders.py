@@ -1,5 +1,6 @@
 """Writes the events of one output item, from `output_item.added` to `output_item.done` (A.3.5)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ class Emitter:
         return b'event: %b\ndata: {"type":"%b","sequence_number":' % (name, name), middle
 
 
-class Ladder:
+class Ladder(ABC):
     """The events of one item.
 
     Attributes:
@@ -62,9 +63,9 @@ class Ladder:
     def _place(self, **more: int) -> dict[str, Any]:
         return {"item_id": self._id, "output_index": self._index, **more}
 
+    @abstractmethod
     def finish(self) -> bytes:
         """Returns the last events of the item."""
-        raise NotImplementedError
 
 
 class _Delta:

@@ -17,6 +17,7 @@ from lurus.routing.v1.chat_pb2 import (
 )
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import envelope
+from lurus_dialects.media import audio_type, set_url
 from lurus_dialects.members import is_text, items_of, refuse, text_of
 from lurus_dialects.openai_responses.members import Members, vendor_field
 from lurus_dialects.openai_responses.plain_items import read_plain
@@ -29,9 +30,6 @@ _ROLES: Final = {
     "developer": chat_pb2.CHAT_ROLE_DEVELOPER,
 }
 _TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text"})
-_AUDIO_TYPES: Final = {"mp3": "audio/mpeg"}
-# What follows the media type in a data URL that the hub can hold in pieces.
-_BASE64_MARK: Final = ";base64,"
 
 _ReadItem = Callable[[Members, msgspec.Raw, Losses], ChatMessage | None]
 
@@ -199,7 +197,7 @@ def _read_image(members: Members) -> ChatMedia:
     media = ChatMedia(kind=chat_pb2.CHAT_MEDIA_KIND_IMAGE, detail=members.text("detail"))
     url = members.take("image_url")
     if url is not None:
-        _set_url(media, text_of(url, members.path_of("image_url")))
+        set_url(media, text_of(url, members.path_of("image_url")))
         return media
     media.file_id = members.text("file_id")
     if not media.file_id:
@@ -218,7 +216,7 @@ def _read_file(members: Members) -> ChatMedia:
     if data is not None:
         text = text_of(data, members.path_of("file_data"))
         if text.startswith("data:"):
-            _set_url(media, text)
+            set_url(media, text)
         else:
             media.base64_data = text
     elif url is not None:
@@ -238,7 +236,7 @@ def _read_audio(members: Members) -> ChatMedia:
     form = audio.required_text("format")
     media = ChatMedia(
         kind=chat_pb2.CHAT_MEDIA_KIND_AUDIO,
-        media_type=_AUDIO_TYPES.get(form, f"audio/{form}"),
+        media_type=audio_type(form),
         base64_data=audio.required_text("data"),
     )
     if not audio.is_empty():
@@ -247,14 +245,3 @@ def _read_audio(members: Members) -> ChatMedia:
 
 
 _MEDIA_READERS: Final = {"input_image": _read_image, "input_file": _read_file, "input_audio": _read_audio}
-
-
-def _set_url(media: ChatMedia, url: str) -> None:
-    """Keeps a URL, or what a plain data URL holds."""
-    # The content may be megabytes long; its head is not.
-    head, mark, data = url.partition(_BASE64_MARK)
-    if not mark or not head.startswith("data:") or len(head) == len("data:") or ";" in head:
-        media.url = url
-        return
-    media.media_type = head.removeprefix("data:")
-    media.base64_data = data

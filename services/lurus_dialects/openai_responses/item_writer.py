@@ -1,6 +1,5 @@
 """Writes messages of the hub as items of `input`."""
 
-import base64
 from typing import Any, Final
 
 import msgspec
@@ -8,6 +7,7 @@ import msgspec
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatBlock, ChatMedia, ChatMessage, ChatThinking, ChatToolResult
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.media import audio_part, base64_of, data_url, made_up_name
 from lurus_dialects.openai_responses.tool_writer import ToolWriter
 from lurus_dialects.openai_responses.vendor_fields import (
     OWN,
@@ -27,8 +27,6 @@ _ROLES: Final = {
     chat_pb2.CHAT_ROLE_DEVELOPER: "developer",
     chat_pb2.CHAT_ROLE_TOOL: "user",
 }
-_AUDIO_FORMATS: Final = {"audio/mpeg": "mp3", "audio/x-wav": "wav", "audio/wave": "wav"}
-_EXTENSIONS: Final = {"application/pdf": "pdf", "text/plain": "txt", "text/markdown": "md"}
 _CUSTOM: Final = chat_pb2.CHAT_TOOL_KIND_CUSTOM
 
 
@@ -231,7 +229,7 @@ class ItemWriter:
         if media.file_id:
             part["file_id"] = media.file_id
         else:
-            part["image_url"] = media.url or _data_url(media)
+            part["image_url"] = media.url or data_url(media)
         if media.detail:
             part["detail"] = media.detail
         return part
@@ -249,20 +247,18 @@ class ItemWriter:
         elif source == "url" and not media.url.startswith("data:"):
             part["file_url"] = media.url
         else:
-            part["file_data"] = media.url or _data_url(media)
+            part["file_data"] = media.url or data_url(media)
             if not media.title and not self._is_own:
                 # Data without a name is refused.
-                part["filename"] = f"document.{_EXTENSIONS.get(media.media_type, 'bin')}"
+                part["filename"] = made_up_name(media)
         if media.detail:
             part["detail"] = media.detail
         return part
 
     def _audio(self, media: ChatMedia, path: str) -> dict[str, Any]:
-        data = _base64(media)
-        if not data:
+        if not base64_of(media):
             self._losses.refuse(path, "sound can be sent to this provider only as data")
-        form = _AUDIO_FORMATS.get(media.media_type, media.media_type.partition("/")[2])
-        return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+        return audio_part(media)
 
 
 def _is_plain_text(block: ChatBlock) -> bool:
@@ -274,12 +270,3 @@ def _id_path(block: ChatBlock, message: ChatMessage, path: str) -> str:
     if message.role == chat_pb2.CHAT_ROLE_TOOL:
         return f"{message.source_path or path}.tool_call_id"
     return f"{path}.tool_use_id" if block.source_path else f"{path}.tool_call_id"
-
-
-def _base64(media: ChatMedia) -> str:
-    return media.base64_data or base64.b64encode(media.data).decode()
-
-
-def _data_url(media: ChatMedia) -> str:
-    data = _base64(media)
-    return f"data:{media.media_type};base64,{data}" if media.media_type else data

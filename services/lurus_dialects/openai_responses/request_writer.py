@@ -9,6 +9,7 @@ from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import ChatMessage, ChatOutputFormat, StreamChatRequest
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.efforts import clamped, effort_of
 from lurus_dialects.openai_responses.item_writer import ItemWriter
 from lurus_dialects.openai_responses.request_reader import LOGPROBS, SEALED_REASONING
 from lurus_dialects.openai_responses.tool_writer import ToolWriter
@@ -17,9 +18,6 @@ from lurus_dialects.translation import Losses, Target, Written, source_of
 
 MAX_SAFETY_IDENTIFIER_CHARACTERS: Final = 64
 ATTRIBUTION: Final = "x-anthropic-billing-header:"
-EFFORTS: Final = ("minimal", "low", "medium", "high", "xhigh", "max")
-# Efforts that stand for budgets of thinking below so many tokens (T14).
-_BUDGETS: Final = ((4096, "low"), (12288, "medium"), (24576, "high"))
 _MANUAL: Final = (chat_pb2.CHAT_REASONING_MODE_ADAPTIVE, chat_pb2.CHAT_REASONING_MODE_BUDGET)
 _LIMIT_NAMES: Final = {
     Dialect.ANTHROPIC: "max_tokens",
@@ -157,26 +155,11 @@ def _add_reasoning(
 
 
 def _effort(request: StreamChatRequest, target: Target, losses: Losses) -> str:
-    reasoning = request.reasoning
-    if reasoning.mode == chat_pb2.CHAT_REASONING_MODE_DISABLED:
-        return "none"
-    effort = reasoning.effort
-    if not effort and reasoning.mode == chat_pb2.CHAT_REASONING_MODE_BUDGET:
-        budget = reasoning.budget_tokens
-        effort = next((name for limit, name in _BUDGETS if budget < limit), "xhigh")
-    clamped = clamp_effort(effort, target)
-    if clamped != effort:
+    stated = effort_of(request.reasoning)
+    effort = clamped(stated, target.efforts)
+    if effort != stated:
         losses.note("reasoning.effort")
-    return clamped
-
-
-def clamp_effort(effort: str, target: Target) -> str:
-    """Returns the greatest effort that the model knows and that is not above `effort`, else its least."""
-    if effort not in EFFORTS or not target.efforts or effort in target.efforts:
-        return effort
-    known = [name for name in EFFORTS if name in target.efforts]
-    lower = [name for name in known if EFFORTS.index(name) < EFFORTS.index(effort)]
-    return lower[-1] if lower else known[0] if known else effort
+    return effort
 
 
 def _add_text(request: StreamChatRequest, body: dict[str, Any], *, is_own: bool) -> None:
