@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from lurus_common.errors import InvalidRequest
+from lurus_edge.expectations import expectation
 
 MAX_JSON_DEPTH = 64
 # Messages that JSON writes as one value, so a query parameter can hold them.
@@ -67,9 +68,7 @@ class Binding:
 def bindings_of(services: Iterable[ServiceDescriptor]) -> list[Binding]:
     """Returns all routes of the services, those with the most literal text first."""
     found = [binding for service in services for binding in _of_service(service)]
-    return sorted(
-        found, key=lambda binding: (len(binding.variables), -len(_VARIABLE.sub("", binding.template)))
-    )
+    return sorted(found, key=_generality)
 
 
 def _generality(binding: Binding) -> tuple[int, int]:
@@ -150,7 +149,7 @@ def _fill_fields(message: Message, pairs: Sequence[tuple[str, str]], overriding:
     try:
         json_format.ParseDict(tree, message)
     except (json_format.ParseError, ValueError) as error:
-        raise InvalidRequest(_first_line(error), param=_param_of(error)) from error
+        raise _misfit(error, descriptor, []) from error
 
 
 def _plant(
@@ -221,21 +220,22 @@ def _fill_body(message: Message, field_name: str, body: bytes) -> None:
     try:
         json_format.Parse(body, target, max_recursion_depth=MAX_JSON_DEPTH)
     except (json_format.ParseError, ValueError, RecursionError) as error:
-        param = _param_of(error) or "body"
-        raise InvalidRequest(_first_line(error), param=param) from error
+        target_descriptor: Any = target.DESCRIPTOR
+        raise _misfit(error, target_descriptor, ["body"]) from error
 
 
-def _param_of(error: BaseException) -> str | None:
+def _misfit(error: BaseException, descriptor: Descriptor, whole: Sequence[str]) -> InvalidRequest:
+    """Returns what is said of a value that does not fit; `whole` stands for one that nobody can name."""
     text = str(error)
-    names = _FAILED_FIELD.findall(text)
-    names += _UNKNOWN_FIELD.findall(text)
-    return ".".join(names) or None
-
-
-def _first_line(error: BaseException) -> str:
+    names: list[str] = _FAILED_FIELD.findall(text)
+    unknown = _UNKNOWN_FIELD.findall(text)
+    param = ".".join([*names, *unknown] or whole)
     if isinstance(error, RecursionError):
-        return "the body is nested too deeply"
-    return str(error).partition("\n")[0] or "the body is not valid"
+        return InvalidRequest("the body is nested too deeply", param=param)
+    if unknown:
+        return InvalidRequest(f"there is no field {param}", param=param)
+    said = expectation(descriptor, names) or "the body is not valid JSON in UTF-8"
+    return InvalidRequest(said, param=param)
 
 
 def to_json(message: Message, response_body: str) -> bytes:

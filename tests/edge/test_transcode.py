@@ -231,6 +231,22 @@ class TestRefusals:
         assert edge.scripted.request is None
 
     @pytest.mark.parametrize(
+        ("query", "message"),
+        [
+            ("page_size=x", "page_size must be an integer of 32 bits"),
+            ("filter.start_time=yesterday", "filter.start_time must be a time such as 2026-01-31T09:00:00Z"),
+            (
+                "filter.dialect=klingon",
+                "filter.dialect must be one of "
+                "DIALECT_ANTHROPIC, DIALECT_OPENAI_CHAT, DIALECT_OPENAI_RESPONSES",
+            ),
+        ],
+    )
+    async def test_what_fits_is_said_in_the_words_of_http(self, edge: Any, query: str, message: str) -> None:
+        _, body = await get(edge, f"/api/v1/logs?{query}")
+        assert body["error"]["message"] == message
+
+    @pytest.mark.parametrize(
         ("sent", "param"),
         [
             (b'{"nothing":1}', "nothing"),
