@@ -9,6 +9,7 @@ import pytest
 from tests.billing.calls import new_account, new_key, stub_of, until
 
 from lurus.billing.v1 import billing_pb2 as pb
+from lurus_billing import key_watch
 from lurus_common.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -42,15 +43,16 @@ class _Table:
 
 
 class TestWatchKeys:
-    async def test_it_sends_the_whole_table_then_changes_at_once(self, stub: Any) -> None:
+    async def test_it_sends_the_whole_table_then_changes_at_once(
+        self, stub: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(key_watch, "POLL_SECONDS", 60.0)
         name = await new_account(stub)
         before = await new_key(stub, name)
         table = _Table(stub)
         await until(lambda: table.has(before.key.key_id))
-        start = time.monotonic()
         await stub.RevokeKey(pb.RevokeKeyRequest(key_id=before.key.key_id))
         await until(lambda: table.is_revoked(before.key.key_id))
-        assert time.monotonic() - start < 1.0
         after = await new_key(stub, name)
         await until(lambda: table.has(after.key.key_id))
         await stub.DeleteAccount(pb.DeleteAccountRequest(account_id=name))
@@ -96,7 +98,7 @@ class TestWatchKeys:
             table = _Table(stub)
             await until(lambda: _snapshot(table))
             start = time.monotonic()
-        assert time.monotonic() - start < 3.0
+        assert time.monotonic() - start < 15
         await table.close()
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from nats.aio.client import Client
@@ -15,7 +16,7 @@ from nats.js.errors import NotFoundError
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common import bus, consumer
-from lurus_common.consumer import ParkedEvent, UsageConsumer
+from lurus_common.consumer import FETCH_SECONDS, ParkedEvent, UsageConsumer
 from lurus_common.errors import DependencyUnavailable
 from lurus_common.ids import new_id
 from lurus_switch.embedded import EmbeddedBackends
@@ -64,6 +65,9 @@ class Store:
         await asyncio.sleep(self.wait_seconds)
         self.batches.append(len(events))
         self.handled.update(event.request_id for event in events)
+
+    def has_handled(self, ids: Sequence[str]) -> bool:
+        return self.handled.keys() == set(ids)
 
     async def park(self, parked: ParkedEvent) -> None:
         self.fail_park()
@@ -124,11 +128,15 @@ class TestConsume:
         async with consuming(jetstream, store):
             ids = await publish(jetstream, event())
             await until(lambda: store.handled.keys() == set(ids))
-            start = time.monotonic()
-            ids += await publish(jetstream, event())
-            await until(lambda: store.handled.keys() == set(ids))
-            assert time.monotonic() - start < 0.5
-            await acked(jetstream, 2)
+            seconds: list[float] = []
+            while len(seconds) < 3:
+                start = time.monotonic()
+                ids += await publish(jetstream, event())
+                await until(partial(store.has_handled, ids))
+                seconds.append(time.monotonic() - start)
+            # The machine may be busy with something else, but not each time.
+            assert min(seconds) < FETCH_SECONDS / 2
+            await acked(jetstream, 4)
 
     async def test_a_backlog_comes_in_batches_each_event_once(
         self, jetstream: JetStreamContext, store: Store

@@ -165,7 +165,7 @@ class TestStream:
         call = watch(stub)
         await call.read()
         assert call.cancel()
-        await asyncio.wait_for(servicer.ended.wait(), 2)
+        await asyncio.wait_for(servicer.ended.wait(), 15)
         with pytest.raises(asyncio.CancelledError):
             while True:
                 await call.read()
@@ -180,7 +180,7 @@ class TestStream:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-        await asyncio.wait_for(servicer.ended.wait(), 2)
+        await asyncio.wait_for(servicer.ended.wait(), 15)
         assert isinstance(servicer.ended_by, asyncio.CancelledError)
 
     async def test_a_reader_that_is_cancelled_stops_the_handler(self, setup: Setup) -> None:
@@ -200,7 +200,7 @@ class TestStream:
         reading.cancel()
         await asyncio.wait([reading])
         assert reading.cancelled()
-        await asyncio.wait_for(servicer.ended.wait(), 2)
+        await asyncio.wait_for(servicer.ended.wait(), 15)
 
     async def test_it_is_cancelled_before_it_began(self, setup: Setup) -> None:
         _, stub = setup
@@ -217,7 +217,7 @@ class TestStream:
             async for _ in watch(stub, timeout=0.3):
                 pass
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait_for(servicer.ended.wait(), 2)
+        await asyncio.wait_for(servicer.ended.wait(), 15)
 
     async def test_closing_the_channel_waits_for_what_was_cancelled(self) -> None:
         servicer = Servicer()  # type: ignore[abstract]

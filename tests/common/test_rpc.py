@@ -147,7 +147,7 @@ class TestErrors:
     async def test_a_service_that_is_away_is_an_outage_at_once(self) -> None:
         async with open_channel("127.0.0.1:1", TOKEN) as channel:
             dead: Any = ProviderServiceStub(channel)
-            found = await asyncio.wait_for(failure_of(dead.GetProvider(GET)), 2)
+            found = await asyncio.wait_for(failure_of(dead.GetProvider(GET)), 15)
         assert isinstance(error_of(found), DependencyUnavailable)
 
 

@@ -122,9 +122,9 @@ class TestBadInput:
     def test_b5_depth_bombs_are_refused_at_once(self, depth: int, opening: bytes, closing: bytes) -> None:
         bomb = opening * depth + b"1" + closing * depth
         for value in (bomb, b"1," * 2 + b'"x":' + bomb, b'1,"x":' + bomb):
-            started = time.perf_counter()
+            started = time.process_time()
             refusal(C, request(C)[:-1] + b',"x":' + value + b"}")
-            assert time.perf_counter() - started < 0.05
+            assert time.process_time() - started < 0.25
 
     @pytest.mark.parametrize(
         "limit", ["-1", "1.5", '"10"', "9" * 5000, str(2**63), str(2**64), "1e3", "true", "[1]", "-0.0"]

@@ -20,7 +20,7 @@ def is_refused(port: int) -> bool:
 
 
 async def until_refused(port: int) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(15):
         while not is_refused(port):
             await asyncio.sleep(0.02)
 
@@ -37,11 +37,11 @@ async def test_a_drain_lets_a_live_stream_finish_and_takes_no_new_connection(
             await got.content.readany()
             draining = asyncio.create_task(edge.server.drain(0, 5))
             await until_refused(edge.server.port)
-            assert await asyncio.wait_for(idle_reader.read(), 1) == b""
+            assert await asyncio.wait_for(idle_reader.read(), 15) == b""
             assert not draining.done()
             may_end.set()
             assert await got.content.read() == b"data: 2\n\n"
-        await asyncio.wait_for(draining, 2)
+        await asyncio.wait_for(draining, 15)
         idle.close()
 
 
@@ -53,7 +53,7 @@ async def test_what_is_announced_is_seen_before_the_door_closes(make_edge: Any) 
         assert (status, body["problems"]) == (503, {"edge": "it is draining"})
         status, headers, _ = await edge.call("POST", CHAT, data=b"{}", headers=JSON)
         assert (status, headers["connection"]) == (200, "close")
-        await asyncio.wait_for(draining, 2)
+        await asyncio.wait_for(draining, 15)
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", CHAT, "/v1/responses"])
@@ -68,12 +68,12 @@ async def test_the_drain_limit_ends_streams_with_an_error_and_no_terminator(
             await got.content.readany()
             started = time.monotonic()
             await edge.server.drain(0, 0.3)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 10
             last = (await got.content.read()).decode()
         payload = json.loads(last.partition("data: ")[2])
         assert "restarted" in json.dumps(payload)
         assert "[DONE]" not in last
-        await asyncio.wait_for(edge.routing.ended.wait(), 1)
+        await asyncio.wait_for(edge.routing.ended.wait(), 15)
 
 
 async def test_the_drain_limit_answers_what_has_no_answer_yet(make_edge: Any, relayed: Any) -> None:
@@ -95,7 +95,7 @@ async def test_leaving_with_an_error_stops_at_once(make_edge: Any, relayed: Any)
             await edge.session.post(edge.url + CHAT, data=b"{}", headers=JSON)
             started = time.monotonic()
             raise RuntimeError("from inside")
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 10
     assert edge.routing.ended.is_set()
 
 

@@ -364,10 +364,10 @@ class TestStreams:
 
     async def test_a_watch_sends_at_once_and_ends_with_its_client(self, edge: Any) -> None:
         got = await edge.session.get(edge.url + "/api/v1/logs:watch?filter.model=m*", headers=ADMIN)
-        line = await asyncio.wait_for(got.content.readline(), 1)
+        line = await asyncio.wait_for(got.content.readline(), 15)
         assert json.loads(line)["skipped_count"] == "1"
         got.close()
-        await asyncio.wait_for(edge.scripted.ended.wait(), 1)
+        await asyncio.wait_for(edge.scripted.ended.wait(), 15)
 
 
 class TestDocument:

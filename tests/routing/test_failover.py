@@ -110,7 +110,7 @@ class TestBeforeTheFirstEvent:
         started = time.monotonic()
         answer = await rig.relay(stream_request(ANTHROPIC))
         assert answer.end.provider_id == "two"
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 4
 
     @in_process_only
     @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ class TestAfterTheFirstEvent:
         assert answer.end.terminal == usage_pb2.TERMINAL_TIMEOUT
         assert len(answer.parts) == 4  # begin, two heartbeats, error
         assert (await rig.event(answer.request_id)).error_reason == "UPSTREAM_TIMEOUT"
-        await asyncio.wait_for(rig.upstream.requests[0].gone.wait(), 1)
+        await asyncio.wait_for(rig.upstream.requests[0].gone.wait(), 15)
 
     async def test_a_stream_has_a_longest_time(self, make_rig: MakeRig) -> None:
         rig = await make_rig(stream_total_seconds=0.3)
@@ -348,7 +348,7 @@ class TestBreaker:
         request = await rig.upstream.until_requests(breaker.FAILURES_IN_A_ROW + 1)
         call.cancel()
         await asyncio.wait([call])
-        await asyncio.wait_for(request.gone.wait(), 1)
+        await asyncio.wait_for(request.gone.wait(), 15)
         rig.upstream.script = plain(plain_answer(ANTHROPIC))
         assert (await rig.relay()).head.status == 200
 

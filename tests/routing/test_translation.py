@@ -139,7 +139,7 @@ class TestAnswers:
         crossed.upstream.script = stream([*events[:-4], may_go_on, *events[-4:]])
         call = crossed.start(crossed.request(stream_request(client), client))
         await call.read()
-        assert (await asyncio.wait_for(call.read(), 2)).data
+        assert (await asyncio.wait_for(call.read(), 15)).data
         may_go_on.set()
         rest = [response async for response in call]
         assert rest[-1].end.tokens == tokens_of(provider)
@@ -204,7 +204,7 @@ class TestWaiting:
         assert event.terminal == usage_pb2.TERMINAL_CLIENT_GONE
         assert event.tokens.output == 100
         assert event.tokens.input > 0
-        await asyncio.wait_for(crossed.upstream.requests[0].gone.wait(), 2)
+        await asyncio.wait_for(crossed.upstream.requests[0].gone.wait(), 15)
 
     async def test_a_large_request_is_translated_too(
         self, crossed: Rig, client: DialectValue, provider: DialectValue

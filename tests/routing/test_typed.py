@@ -199,7 +199,7 @@ class TestCallers:
         event = await rig.only_event()
         assert event.terminal == usage_pb2.TERMINAL_CLIENT_GONE
         assert (event.tokens.input, event.tokens.output) == (10, 100)
-        await asyncio.wait_for(rig.upstream.requests[0].gone.wait(), 2)
+        await asyncio.wait_for(rig.upstream.requests[0].gone.wait(), 15)
 
     @in_process_only
     @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class TestStart:
         broken = program("broken", "print('the disk is full'); raise SystemExit(3)", ready=never_ready)
         with pytest.raises(StartFailed, match=r"exit code 3(.|\n)*the disk is full"):
             await supervisor.start([program("fine"), broken])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert {status.pid for status in supervisor.status()} == {None}
 
     async def test_a_program_that_does_not_exist_says_so(self, supervisor: Supervisor) -> None:
