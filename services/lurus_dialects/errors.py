@@ -5,6 +5,7 @@ with the real clients; retry headers follow reliability §7.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +18,7 @@ from lurus_dialects.dialect import Dialect
 
 MAX_RETRY_AFTER_SECONDS = 120  # The OpenAI SDK does not retry at all if told to wait longer.
 MAX_RATE_LIMIT_SECONDS = 60
+_STATES_WAIT: Final = re.compile(r"try again in\s*\d", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,9 @@ def _message(
 
 
 def _with_wait(message: str, wait_seconds: float) -> str:
-    # Codex waits for as long as this sentence says.
+    # Codex waits for as long as this sentence says, the first of them if there are two.
+    if _STATES_WAIT.search(message):
+        return message
     return f"{message.rstrip('. ')}. Please try again in {wait_seconds:g}s."
 
 

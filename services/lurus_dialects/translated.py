@@ -5,7 +5,7 @@ are equal: the same facts are noted from the provider's own bytes, so that what
 is charged does not depend on the translation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.sequence import Sequencer
 from lurus_dialects.sse import MAX_EVENT_BYTES, SseEvent, SseParser, is_unterminated_event
-from lurus_dialects.translation import AnswerReader, AnswerWriter, set_tokens
+from lurus_dialects.translation import DIALECTS, AnswerReader, AnswerWriter, set_tokens
 from lurus_dialects.upstream_errors import report, stream_error_status
 from lurus_dialects.watch import OBSERVERS
 
@@ -32,6 +32,7 @@ class TranslatedStream(Answer):
         reader: of the provider's dialect.
         writer: of the client's dialect.
         estimated_input_tokens: stated if the provider never states its count.
+        client: the client's dialect; None for a typed caller, who is told everything.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class TranslatedStream(Answer):
         request_id: str,
         estimated_input_tokens: int = 0,
         maximum_event_bytes: int = MAX_EVENT_BYTES,
+        client: Dialect | None = None,
     ) -> None:
         super().__init__(dialect)
+        self._client = client
         self._parser = SseParser(maximum_event_bytes)
         self._observe = OBSERVERS[dialect]
         self._reader = reader
@@ -124,8 +127,8 @@ class TranslatedStream(Answer):
             if not self.error_seen:
                 self.note_error(error_body(event.error))
             return self._error_event()
-        elif kind == "vendor_event":
-            self.lost_event_count += 1
+        elif kind == "vendor_event" and self._client is not None:
+            self.lost_event_count += lost_event_count(self._client, [event])
         return self._writer.write(event)
 
     def _error_event(self) -> bytes:
@@ -144,6 +147,12 @@ def state_tokens(finish: ChatFinish, answer: Answer, estimated_input_tokens: int
     finish.tokens.Clear()
     set_tokens(finish.tokens, tokens)
     finish.has_provider_tokens = answer.final_usage_seen
+
+
+def lost_event_count(client: Dialect, events: Iterable[StreamChatResponse]) -> int:
+    """Returns how many of the events are known to another dialect than the client's only."""
+    known = DIALECTS[client]
+    return sum(event.HasField("vendor_event") and event.vendor_event.dialect != known for event in events)
 
 
 def error_body(error: ChatError) -> bytes:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from lurus.provider.v1.provider_pb2 import ProviderQuirks
-from lurus.routing.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
+from lurus.routing.v1.chat_pb2 import ChatVendorField, StreamChatRequest, StreamChatResponse
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import Untranslatable
 from lurus_common.money import Tokens
+from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
 
 # Names of lost fields in a header: nobody reads more, and a header has its limits.
@@ -31,6 +32,21 @@ _BY_NUMBER: Final = {number: dialect for dialect, number in DIALECTS.items()}
 def source_of(request: StreamChatRequest) -> Dialect | None:
     """Returns the dialect of the client's JSON that a request was read from; None for a typed caller."""
     return _BY_NUMBER.get(request.source_dialect)
+
+
+def states_person(field: ChatVendorField, end_user_id: str) -> bool:
+    """True if a field of OpenAI says no more than for whom the request is (wire-contract T20)."""
+    if not end_user_id or field.name not in ("user", "safety_identifier"):
+        return False
+    return loose.decode(field.json) == end_user_id
+
+
+def is_text_source(field: ChatVendorField) -> bool:
+    """True if a field is the source of an Anthropic document made of texts, which the hub has read."""
+    if field.name != "source" or field.dialect != usage_pb2.DIALECT_ANTHROPIC:
+        return False
+    source = loose.decode(field.json)
+    return isinstance(source, dict) and source.get("type") == "content"
 
 
 class Losses:

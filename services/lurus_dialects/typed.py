@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -97,10 +98,14 @@ def typed_events(frames: bytes) -> Iterator[StreamChatResponse]:
 
 
 def put_together(events: Iterable[StreamChatResponse]) -> CompleteChatResponse:
-    """Returns the answer whose events these are, with its start, blocks and finish."""
+    """Returns the answer whose events these are, with its start, blocks and finish.
+
+    What only one dialect knows stands among the blocks, where it came.
+    """
     answer = CompleteChatResponse()
     blocks: dict[int, ChatBlock] = {}
     refusals: set[int] = set()
+    vendor_blocks: list[tuple[int, ChatBlock]] = []
     for event in events:
         kind = event.WhichOneof("event")
         block = blocks.setdefault(event.block_index, ChatBlock()) if kind in _OF_BLOCKS else ChatBlock()
@@ -124,7 +129,11 @@ def put_together(events: Iterable[StreamChatResponse]) -> CompleteChatResponse:
             block.tool_call.CopyFrom(event.tool_call)
         elif kind == "citation":
             block.citations.append(event.citation)
-    answer.blocks.extend(block for _, block in sorted(blocks.items()) if block.WhichOneof("block"))
+        elif kind == "vendor_event":
+            # It has no position of its own: it follows the blocks that have begun, and its like.
+            vendor_blocks.append((max(blocks, default=-1), ChatBlock(vendor_block=event.vendor_event)))
+    told = [(index, block) for index, block in sorted(blocks.items()) if block.WhichOneof("block")]
+    answer.blocks.extend(block for _, block in sorted([*told, *vendor_blocks], key=itemgetter(0)))
     return answer
 
 

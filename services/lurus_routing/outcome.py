@@ -15,7 +15,7 @@ from lurus_dialects.body import BodyUsage, body_usage
 from lurus_dialects.counting import count_answer
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.headers import of_translated_answer, to_client
-from lurus_dialects.translated import TranslatedStream, state_tokens
+from lurus_dialects.translated import TranslatedStream, lost_event_count, state_tokens
 from lurus_dialects.translation import AnswerWriter
 from lurus_dialects.typed import TypedWriter
 from lurus_dialects.upstream_errors import FailureClass, failure_class, stream_error_status
@@ -110,7 +110,14 @@ def _watcher(call: Call, outgoing: Outgoing, prepared: Prepared) -> StreamWatche
     else:
         writer = translate.stream_writer(translation.client, asked)
     reader = translate.stream_reader(prepared.dialect, translation.written.tool_names)
-    return TranslatedStream(prepared.dialect, reader, writer, call.request_id, asked.estimated_input_tokens)
+    return TranslatedStream(
+        prepared.dialect,
+        reader,
+        writer,
+        call.request_id,
+        asked.estimated_input_tokens,
+        client=translation.client,
+    )
 
 
 def _shown_headers(
@@ -168,6 +175,7 @@ def _translated_body(
     if translation.client is None:
         writer = TypedWriter(translation.asked, call.request_id, translation.lossy_fields)
         return b"".join([writer.write(event) for event in events])
+    found.lost_event_count += lost_event_count(translation.client, events)
     return translate.write_body(translation.client, events, translation.asked)
 
 

@@ -122,6 +122,9 @@ def _chat_tools(probes: Probes) -> None:
     for choice in ("auto", "required", "none"):
         probes.choice(plain, choice)
     probes.choice(plain, {"type": "function", "function": {"name": "f"}})
+    thinking = request_of(C, tools=[plain], reasoning_effort="high")
+    forced = {**thinking, "tool_choice": "required"}
+    probes.add("T13", "`tool_choice` forces a call, with `reasoning_effort`", forced, thinking)
     allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}
     given = request_of(C, tools=[plain, c_tool("g")])
     chosen = {"type": "allowed_tools", "allowed_tools": allowed}

@@ -123,6 +123,9 @@ def _responses_tools(probes: Probes) -> None:
     for choice in ("auto", "required", "none"):
         probes.choice(plain, choice)
     probes.choice(plain, {"type": "function", "name": "f"})
+    thinking = request_of(R, tools=[plain], reasoning={"effort": "high"})
+    forced = {**thinking, "tool_choice": "required"}
+    probes.add("T13", "`tool_choice` forces a call, with `reasoning.effort`", forced, thinking)
     given = request_of(R, tools=[plain, r_tool("g")])
     chosen = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
     probes.add("T13", "`allowed_tools`", {**given, "tool_choice": chosen}, given)

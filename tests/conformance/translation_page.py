@@ -40,6 +40,7 @@ QUIRKS: dict[str, object] = {
     "has_explicit_cache": True,
     "wants_reasoning_back": True,
     "no_adaptive_thinking": True,
+    "has_message_phase": True,
     "anthropic_version": "2026-10-21",
 }
 KEPT = "kept"

@@ -204,6 +204,15 @@ def test_codex_reads_the_wait_in_the_message() -> None:
     )
 
 
+def test_a_wait_that_is_stated_is_not_stated_again() -> None:
+    message = "Rate limit reached. Please try again in 2s."
+    shown = http_error(R, "RATE_LIMITED", message, {"retry_after_seconds": "7"}, "req_1")
+    assert json.loads(shown.body)["error"]["message"] == message
+    assert json.loads(http_error(R, "RATE_LIMITED", "Do try again in time.", {}, "").body)["error"][
+        "message"
+    ] == ("Do try again in time. Please try again in 5s.")
+
+
 def test_claude_code_compacts_at_these_words() -> None:
     _, error, _ = error_of(A, "CONTEXT_TOO_LONG", tokens="210000", maximum="200000")
     assert error["message"] == "prompt is too long: 210000 tokens > 200000 maximum"

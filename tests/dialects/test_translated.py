@@ -10,6 +10,7 @@ from lurus.routing.v1.chat_pb2 import (
     ChatFinish,
     ChatStart,
     ChatThinking,
+    ChatVendorField,
     StreamChatRequest,
     StreamChatResponse,
 )
@@ -23,6 +24,11 @@ from lurus_dialects.typed import TypedWriter, check_typed, put_together, typed_e
 
 START = StreamChatResponse(start=ChatStart(response_id="msg_1"))
 TEXT = StreamChatResponse(text_delta="hi")
+HOLOGRAM = StreamChatResponse(
+    vendor_event=ChatVendorField(
+        dialect=usage_pb2.DIALECT_ANTHROPIC, name="hologram", json=b'{"type":"hologram"}'
+    )
+)
 FINISH = StreamChatResponse(finish=ChatFinish(stop_reason="end_turn"))
 BROKEN = StreamChatResponse(error=ChatError(reason="UPSTREAM_FAILED", message="a defect"))
 # What they say counts for the facts only: the reader below says what it was told to.
@@ -116,7 +122,26 @@ class TestCounts:
         assert event.finish.tokens == usage_pb2.Tokens(input=99, output=2)
 
 
+    @pytest.mark.parametrize(
+        ("client", "count"), [(None, 0), (Dialect.OPENAI_CHAT, 1), (Dialect.ANTHROPIC, 0)]
+    )
+    def test_lost_is_what_the_client_cannot_be_told(self, client: Dialect | None, count: int) -> None:
+        reader = ScriptedReader([START, HOLOGRAM])
+        stream = TranslatedStream(
+            Dialect.ANTHROPIC, reader, TypedWriter(ASKED, "req_1"), "req_1", client=client
+        )
+        assert kinds(stream.feed(BEGIN)) == ["start", "vendor_event"]
+        assert stream.lost_event_count == count
+
+
 class TestTypedAnswers:
+    def test_what_one_dialect_knows_stands_where_it_came(self) -> None:
+        second = StreamChatResponse(text_delta="there", block_index=1)
+        whole = put_together([HOLOGRAM, TEXT, HOLOGRAM, HOLOGRAM, second])
+        found = [block.WhichOneof("block") for block in whole.blocks]
+        assert found == ["vendor_block", "text", "vendor_block", "vendor_block", "text"]
+        assert whole.blocks[0].vendor_block.json == b'{"type":"hologram"}'
+
     def test_the_start_says_who_and_what(self) -> None:
         [event] = typed_events(stream_of(ScriptedReader([START])).feed(BEGIN))
         assert (event.start.request_id, event.start.provider_id) == ("req_1", "p")

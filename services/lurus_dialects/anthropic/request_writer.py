@@ -13,7 +13,7 @@ from lurus_dialects.anthropic.reasoning_writer import write_reasoning
 from lurus_dialects.anthropic.setting import Setting, cache_control, has_cache_hint
 from lurus_dialects.anthropic.tool_writer import write_choice, write_tools
 from lurus_dialects.anthropic.turns import Conversation
-from lurus_dialects.translation import Losses, Target, Written
+from lurus_dialects.translation import Losses, Target, Written, states_person
 
 DEFAULT_MAX_TOKENS: Final = 32_000
 
@@ -73,7 +73,7 @@ def write_request(
 ) -> Written:
     """See `translate.write_request`."""
     setting = Setting(request, target, losses)
-    _refuse_foreign_state(request, losses)
+    _refuse_foreign_state(request, setting)
     conversation = Conversation(request, setting)
     max_tokens = _max_tokens(request, setting)
     body: dict[str, Any] = {"model": target.upstream_model, "max_tokens": max_tokens}
@@ -95,14 +95,16 @@ def write_request(
     return Written(msgspec.json.encode(body), setting.tool_names)
 
 
-def _refuse_foreign_state(request: StreamChatRequest, losses: Losses) -> None:
+def _refuse_foreign_state(request: StreamChatRequest, setting: Setting) -> None:
     if request.previous_response_id:
         raise PreviousResponseNotFound(
             "previous_response_id: the provider holds no earlier answer; send the whole conversation",
             param="previous_response_id",
         )
     if request.HasField("top_logprobs"):
-        losses.refuse("top_logprobs", "an Anthropic model states none")
+        # With none listed, the client has asked for them by another field.
+        word = "top_logprobs" if request.top_logprobs else setting.word("logprobs")
+        setting.losses.refuse(word, "an Anthropic model states none")
 
 
 def _max_tokens(request: StreamChatRequest, setting: Setting) -> int:
@@ -210,7 +212,7 @@ def _add_vendor_fields(body: dict[str, Any], request: StreamChatRequest, setting
         if is_own(field):
             if field.name not in _RESERVED:
                 _put(body, field.name, setting.raw(field.json, field.name))
-        elif not _is_harmless(field):
+        elif not (_is_harmless(field) or states_person(field, request.end_user_id)):
             _lose(field, setting.losses)
 
 

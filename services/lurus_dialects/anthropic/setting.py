@@ -20,8 +20,10 @@ _WORDS: Final[dict[str, tuple[str, str, str]]] = {
     "max_output_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
     "reasoning": ("thinking", "reasoning_effort", "reasoning.effort"),
     "output_format": ("output_config.format", "response_format", "text.format"),
+    "logprobs": ("top_logprobs", "logprobs", "include"),
     "verbosity": ("verbosity", "verbosity", "text.verbosity"),
 }
+_TYPED_WORDS: Final = {"logprobs": "top_logprobs"}
 # Of a message, a block or a tool: names and states that mean nothing elsewhere.
 _SILENT: Final = frozenset(
     {
@@ -69,7 +71,9 @@ class Setting:
 
     def word(self, field: str) -> str:
         """Returns what the client calls a field of the request."""
-        if field not in _WORDS or not self.source:
+        if not self.source:
+            return _TYPED_WORDS.get(field, field)
+        if field not in _WORDS:
             return field
         return _WORDS[field][_DIALECT_POSITIONS[self.source]]
 

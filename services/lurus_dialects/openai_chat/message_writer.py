@@ -311,7 +311,8 @@ class MessageWriter:
         if message.name:
             written["name"] = message.name
         if message.vendor_fields:
-            translate_message_fields(message.vendor_fields, written, path, self._losses)
+            has_phase = self._quirks.has_message_phase
+            translate_message_fields(message.vendor_fields, written, path, self._losses, has_phase=has_phase)
 
     def _parts(self, blocks: list[ChatBlock], path: str) -> list[Part]:
         parts = [

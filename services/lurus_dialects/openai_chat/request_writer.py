@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from lurus.routing.v1 import chat_pb2
-from lurus.routing.v1.chat_pb2 import ChatOutputFormat, ChatVendorField, StreamChatRequest
+from lurus.routing.v1.chat_pb2 import ChatOutputFormat, StreamChatRequest
 from lurus_common.errors import PreviousResponseNotFound
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
@@ -14,7 +14,7 @@ from lurus_dialects.efforts import clamped, effort_of
 from lurus_dialects.openai_chat.message_writer import MessageWriter
 from lurus_dialects.openai_chat.tool_writer import ToolWriter
 from lurus_dialects.openai_chat.vendor_fields import translate_fields
-from lurus_dialects.translation import Losses, Target, Written, source_of
+from lurus_dialects.translation import Losses, Target, Written, source_of, states_person
 
 MAX_SAFETY_IDENTIFIER_CHARACTERS: Final = 64
 MAX_STOP_SEQUENCES: Final = 4
@@ -151,16 +151,12 @@ def _add_identity(
 def _add_end_user(request: StreamChatRequest, body: dict[str, Any], source: Dialect | None) -> None:
     """Says for whom the request is; Anthropic's ids tell too much to be shown to another vendor (T20)."""
     person = request.end_user_id
-    if not person or any(_states(field, person) for field in request.vendor_fields):
+    if not person or any(states_person(field, person) for field in request.vendor_fields):
         return
     is_long = len(person) > MAX_SAFETY_IDENTIFIER_CHARACTERS
     if source is Dialect.ANTHROPIC or (is_long and source is not Dialect.OPENAI_CHAT):
         person = hashlib.sha256(person.encode()).hexdigest()
     body["safety_identifier"] = person
-
-
-def _states(field: ChatVendorField, person: str) -> bool:
-    return field.name in ("user", "safety_identifier") and loose.decode(field.json) == person
 
 
 def _drop(body: dict[str, Any], target: Target, losses: Losses) -> None:

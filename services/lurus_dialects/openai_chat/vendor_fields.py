@@ -8,7 +8,7 @@ import msgspec
 from lurus.routing.v1.chat_pb2 import ChatVendorField
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
-from lurus_dialects.translation import Losses
+from lurus_dialects.translation import Losses, is_text_source
 
 OWN: Final = usage_pb2.DIALECT_OPENAI_CHAT
 _A: Final = usage_pb2.DIALECT_ANTHROPIC
@@ -16,7 +16,6 @@ _R: Final = usage_pb2.DIALECT_OPENAI_RESPONSES
 
 # Fields of Responses that mean the same here (EX).
 _EXACT: Final = frozenset({"user", "safety_identifier", "prompt_cache_options", "moderation"})
-_EXACT_OF_MESSAGE: Final = frozenset({"phase"})
 
 # Without semantic effect (L0), by name; of a dotted name its first part counts too.
 _SILENT: Final = {
@@ -97,11 +96,20 @@ def _is_state(field: ChatVendorField) -> bool:
 
 
 def translate_message_fields(
-    fields: Iterable[ChatVendorField], message: dict[str, Any], path: str, losses: Losses
+    fields: Iterable[ChatVendorField],
+    message: dict[str, Any],
+    path: str,
+    losses: Losses,
+    *,
+    has_phase: bool,
 ) -> None:
-    """Adds what a message's vendor fields mean here to `message`, and accounts for the others."""
+    """Adds what a message's vendor fields mean here to `message`, and accounts for the others.
+
+    Args:
+        has_phase: the provider knows the `phase` of Responses; most do not, and some refuse what they do not know.
+    """
     for field in fields:
-        if field.dialect == OWN or field.name in _EXACT_OF_MESSAGE:
+        if field.dialect == OWN or (has_phase and field.name == "phase"):
             message[field.name] = msgspec.Raw(field.json)
         else:
             _lose_inner(field, _SILENT_OF_MESSAGE, path, losses)
@@ -117,6 +125,9 @@ def translate_block_fields(
         elif field.name == "citations" and field.json.startswith(b"{") and b"true" in field.json:
             # Of a document it is a wish; of a text it is what was cited, a list.
             losses.warn(f"{path}.citations", "the provider's dialect cites no documents")
+        elif is_text_source(field):
+            # That the document became a text was said of the block.
+            continue
         else:
             _lose_inner(field, _SILENT_OF_BLOCK, path, losses)
 

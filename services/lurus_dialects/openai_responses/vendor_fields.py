@@ -8,7 +8,7 @@ import msgspec
 from lurus.routing.v1.chat_pb2 import ChatVendorField
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects import loose
-from lurus_dialects.translation import Losses
+from lurus_dialects.translation import Losses, is_text_source
 
 OWN: Final = usage_pb2.DIALECT_OPENAI_RESPONSES
 _A: Final = usage_pb2.DIALECT_ANTHROPIC
@@ -159,6 +159,9 @@ def translate_block_fields(
         elif field.name == "citations" and field.json.startswith(b"{") and b"true" in field.json:
             # Of a document it is a wish; of a text it is what was cited, a list.
             losses.warn(f"{path}.citations", "the provider's dialect cites no documents")
+        elif is_text_source(field):
+            # That the document became a text was said of the block.
+            continue
         else:
             _lose_inner(field, _SILENT_OF_BLOCK, path, losses)
 

@@ -47,6 +47,26 @@ def kept(body: dict[str, Any]) -> Any:
 
 
 class TestToAnthropic:
+    @pytest.mark.parametrize(
+        ("asked", "place"),
+        [({"logprobs": True}, "logprobs"), ({"logprobs": True, "top_logprobs": 2}, "top_logprobs")],
+    )
+    def test_T19_probabilities_are_refused_by_their_own_name(self, asked: Any, place: str) -> None:
+        assert refused(C, A, request_of(C, **asked)) == place
+
+    @pytest.mark.parametrize(
+        ("stated", "person", "lost"),
+        [
+            ({"user": "u"}, "u", []),
+            ({"safety_identifier": "s"}, "s", []),
+            ({"user": "u", "safety_identifier": "s"}, "s", ["user"]),
+        ],
+    )
+    def test_T20_who_asks_is_lost_only_if_nobody_is_told(self, stated: Any, person: str, lost: Any) -> None:
+        sent = Sent(C, A, request_of(C, **stated))
+        assert sent.body["metadata"] == {"user_id": person}
+        assert [name for name in sent.losses.silent if name in ("user", "safety_identifier")] == lost
+
     def test_Q07_empty_and_broken_arguments(self) -> None:
         calls = [c_use("a", ""), c_use("b", '{"a":')]
         history = [user("do"), assistant(None, tool_calls=calls), c_result("a", "1"), c_result("b", "2")]

@@ -347,6 +347,26 @@ class TestFields:
         sent = Sent(A, C, request_of(A, metadata={"user_id": "bob"}))
         assert sent.body["safety_identifier"] == hashlib.sha256(b"bob").hexdigest()
 
+    def test_T20_the_user_of_responses_is_the_user(self) -> None:
+        sent = Sent(R, C, request_of(R, user="u"))
+        assert sent.body["user"] == "u" and "safety_identifier" not in sent.body
+        assert "user" not in sent.losses.silent
+        sent = Sent(R, A, request_of(R, user="u"))
+        assert sent.body["metadata"] == {"user_id": "u"} and "user" not in sent.losses.silent
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_T2_a_phase_is_sent_to_who_knows_it(self, is_known: bool) -> None:
+        phased = r_request(user("hi"), assistant("yes", phase="commentary"), user("go"))
+        sent = Sent(R, C, phased, has_message_phase=is_known)
+        assert [m.get("phase") for m in sent.messages][1] == ("commentary" if is_known else None)
+        assert ("input[1].phase" in sent.losses.silent, sent.losses.warned) == (not is_known, [])
+
+    @pytest.mark.parametrize("target", [C, R])
+    def test_T4_a_document_of_texts_is_one_loss(self, target: Any) -> None:
+        source = {"type": "content", "content": [text("one"), text("two")]}
+        sent = Sent(A, target, a_request(user([text("see"), {"type": "document", "source": source}])))
+        assert sent.losses.warned == ["messages[0].content[1]"]
+
     def test_Q24_an_answer_that_somebody_else_holds(self) -> None:
         with pytest.raises(PreviousResponseNotFound):
             Sent(R, C, request_of(R, previous_response_id="resp_1"))

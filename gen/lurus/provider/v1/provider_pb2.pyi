@@ -247,6 +247,7 @@ class ProviderQuirks(_message.Message):
     ANTHROPIC_VERSION_FIELD_NUMBER: _builtins.int
     DROPPED_PARAMS_FIELD_NUMBER: _builtins.int
     NO_ADAPTIVE_THINKING_FIELD_NUMBER: _builtins.int
+    HAS_MESSAGE_PHASE_FIELD_NUMBER: _builtins.int
     no_stream_options: _builtins.bool
     """It rejects `stream_options`: usage of its streams is estimated."""
     has_custom_tools: _builtins.bool
@@ -273,6 +274,8 @@ class ProviderQuirks(_message.Message):
     """Anthropic: version to speak; empty means `2023-06-01`."""
     no_adaptive_thinking: _builtins.bool
     """Anthropic: its models know no adaptive thinking and get a budget of tokens."""
+    has_message_phase: _builtins.bool
+    """OpenAI Chat: it knows the `phase` of an assistant's message; if not, the hint is left out."""
     @_builtins.property
     def dropped_params(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Request fields that its models refuse, such as `temperature`; they are left out and named to the client."""
@@ -293,10 +296,11 @@ class ProviderQuirks(_message.Message):
         anthropic_version: _builtins.str = ...,
         dropped_params: _abc.Iterable[_builtins.str] | None = ...,
         no_adaptive_thinking: _builtins.bool = ...,
+        has_message_phase: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_message_phase", b"has_message_phase", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

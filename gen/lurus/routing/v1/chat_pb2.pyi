@@ -1337,7 +1337,7 @@ class CompleteChatResponse(_message.Message):
 
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatBlock]:
-        """What the model said, thought and called."""
+        """What the model said, thought and called; and what only the provider's dialect knows, as vendor blocks."""
 
     @_builtins.property
     def finish(self) -> Global___ChatFinish:

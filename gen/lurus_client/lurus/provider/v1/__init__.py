@@ -197,6 +197,11 @@ class ProviderQuirks(betterproto.Message):
     Anthropic: its models know no adaptive thinking and get a budget of tokens.
     """
 
+    has_message_phase: bool = betterproto.bool_field(14)
+    """
+    OpenAI Chat: it knows the `phase` of an assistant's message; if not, the hint is left out.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class Model(betterproto.Message):

@@ -763,7 +763,9 @@ class CompleteChatResponse(betterproto.Message):
     """Begin of the answer."""
 
     blocks: List["ChatBlock"] = betterproto.message_field(3)
-    """What the model said, thought and called."""
+    """
+    What the model said, thought and called; and what only the provider's dialect knows, as vendor blocks.
+    """
 
     finish: "ChatFinish" = betterproto.message_field(4)
     """How it ended, and what was used."""
