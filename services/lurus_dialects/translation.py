@@ -38,7 +38,7 @@ def states_person(field: ChatVendorField, end_user_id: str) -> bool:
     """True if a field of OpenAI says no more than for whom the request is (wire-contract T20)."""
     if not end_user_id or field.name not in ("user", "safety_identifier"):
         return False
-    return loose.decode(field.json) == end_user_id
+    return bool(loose.decode(field.json) == end_user_id)
 
 
 def is_text_source(field: ChatVendorField) -> bool:

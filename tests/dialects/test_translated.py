@@ -121,7 +121,6 @@ class TestCounts:
         [event] = typed_events(stream.feed(DELTA))
         assert event.finish.tokens == usage_pb2.Tokens(input=99, output=2)
 
-
     @pytest.mark.parametrize(
         ("client", "count"), [(None, 0), (Dialect.OPENAI_CHAT, 1), (Dialect.ANTHROPIC, 0)]
     )

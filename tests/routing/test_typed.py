@@ -20,6 +20,7 @@ from lurus_common.errors import (
     UpstreamCredentialRejected,
 )
 from lurus_common.rpc import error_of
+from lurus_routing import metrics
 from tests.support.scripted_upstream import plain, stream
 
 from .reading import overloaded_event, provider_error, rate_limit_event, tokens_of
@@ -84,6 +85,14 @@ async def counted(rig: Rig, request: StreamChatRequest) -> chat_pb2.CountTokensR
         raise error_of(error) from error
 
 
+def check_receipt(receipt: chat_pb2.ChatReceipt, event: usage_pb2.UsageEvent) -> None:
+    """Checks that a caller is told what is in the ledger."""
+    for name in ("request_id", "cost_nano_usd", "tokens", "token_source", "terminal"):
+        assert getattr(receipt, name) == getattr(event, name), name
+    assert (receipt.provider_id, receipt.upstream_model) == ("one", "m-1")
+    assert receipt.attempt_count == len(event.attempts) == 1
+
+
 @of_all_dialects
 class TestChat:
     async def test_a_stream_of_any_provider_comes_as_events(
@@ -93,15 +102,16 @@ class TestChat:
         rig.upstream.script = stream(events_of(provider))
         events = await streamed(rig, chat())
         kinds = [event.WhichOneof("event") for event in events]
-        assert (kinds[0], kinds[-1]) == ("start", "finish")
+        assert (kinds[0], kinds[-2:]) == ("start", ["finish", "receipt"])
         assert "".join(event.text_delta for event in events) == "one two three"
-        finish = events[-1].finish
+        finish = events[-2].finish
         assert (finish.tokens, finish.has_provider_tokens) == (tokens_of(provider), True)
         assert finish.kind == chat_pb2.CHAT_STOP_KIND_END_TURN
         start = events[0].start
         assert start.provider_id == "one"
         event = await rig.event(start.request_id)
         assert (event.tokens, event.cost_nano_usd) == (tokens_of(provider), COST)
+        check_receipt(events[-1].receipt, event)
         assert event.path == "/lurus.routing.v1.RoutingService/StreamChat"
         assert (event.is_streaming, event.terminal) == (True, usage_pb2.TERMINAL_COMPLETE)
 
@@ -132,6 +142,7 @@ class TestChat:
         assert answer.provider_id == "one"
         event = await rig.event(answer.request_id)
         assert (event.cost_nano_usd, event.is_streaming) == (COST, False)
+        check_receipt(answer.receipt, event)
 
     @in_process_only
     async def test_a_cut_stream_ends_in_an_error_event(
@@ -140,9 +151,10 @@ class TestChat:
         rig = await make_rig({"one": {"dialects": [provider]}})
         rig.upstream.script = stream([*begin_events(provider), text_event(provider, "so far")])
         events = await streamed(rig, chat())
-        assert events[-1].error.reason == "UPSTREAM_CUT"
+        assert events[-2].error.reason == "UPSTREAM_CUT"
         event = await rig.event(events[0].start.request_id)
         assert event.terminal == usage_pb2.TERMINAL_TRUNCATED
+        check_receipt(events[-1].receipt, event)
 
     @in_process_only
     async def test_an_error_amid_the_answer_is_an_event(
@@ -152,7 +164,7 @@ class TestChat:
         broken = [*begin_events(provider), text_event(provider, "so far"), overloaded_event(provider)]
         rig.upstream.script = stream(broken)
         events = await streamed(rig, chat())
-        assert events[-1].error.reason == "OVERLOADED"
+        assert events[-2].error.reason == "OVERLOADED"
 
     @in_process_only
     async def test_an_error_before_content_is_a_status(
@@ -229,7 +241,22 @@ class TestCallers:
         rig.upstream.script = plain(plain_answer(RESPONSES))
         assert list((await completed(rig, chat(top_k=5))).lossy_fields) == ["top_k"]
         rig.upstream.script = stream(events_of(RESPONSES))
-        assert list((await streamed(rig, chat(top_k=5)))[0].start.lossy_fields) == ["top_k"]
+        events = await streamed(rig, chat(top_k=5))
+        assert list(events[0].start.lossy_fields) == list(events[-1].receipt.lossy_fields) == ["top_k"]
+
+    @in_process_only
+    async def test_what_only_one_dialect_knows_is_told(self, make_rig: MakeRig) -> None:
+        rig = await make_rig({"one": {"dialects": [ANTHROPIC]}})
+        answer = msgspec.json.decode(plain_answer(ANTHROPIC))
+        answer["content"].insert(0, {"type": "hologram", "x": 1.10})
+        rig.upstream.script = plain(answer)
+        lost = metrics.LOST_EVENTS.labels("one")._value
+        before = lost.get()
+        first, second = (await completed(rig, chat())).blocks
+        assert (first.vendor_block.name, second.text) == ("hologram", "hello there")
+        assert lost.get() == before
+        await rig.relay(dialect=CHAT)
+        assert lost.get() == before + 1
 
 
 class TestCounts:

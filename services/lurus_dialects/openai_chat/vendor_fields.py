@@ -106,7 +106,7 @@ def translate_message_fields(
     """Adds what a message's vendor fields mean here to `message`, and accounts for the others.
 
     Args:
-        has_phase: the provider knows the `phase` of Responses; most do not, and some refuse what they do not know.
+        has_phase: the provider knows the `phase` of Responses; some refuse what they do not know.
     """
     for field in fields:
         if field.dialect == OWN or (has_phase and field.name == "phase"):

@@ -1046,6 +1046,7 @@ class StreamChatResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     VENDOR_EVENT_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     BLOCK_INDEX_FIELD_NUMBER: _builtins.int
     text_delta: _builtins.str
     """The block's text, or its refusal, goes on."""
@@ -1061,7 +1062,7 @@ class StreamChatResponse(_message.Message):
 
     @_builtins.property
     def finish(self) -> Global___ChatFinish:
-        """The answer is finished. Last, but for `usage` and `error`, which never follow it."""
+        """The answer is finished. Only `receipt` follows it."""
 
     @_builtins.property
     def start(self) -> Global___ChatStart:
@@ -1089,11 +1090,15 @@ class StreamChatResponse(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___ChatError:
-        """The answer breaks off. Last."""
+        """The answer breaks off. Only `receipt` follows it."""
 
     @_builtins.property
     def vendor_event(self) -> Global___ChatVendorField:
         """Something that only one dialect knows: an event, or a whole block."""
+
+    @_builtins.property
+    def receipt(self) -> Global___ChatReceipt:
+        """What the answer cost, and who gave it. Last; a stream without it was cut between us and the caller."""
 
     def __init__(
         self,
@@ -1111,13 +1116,14 @@ class StreamChatResponse(_message.Message):
         usage: _usage_pb2.Tokens | None = ...,
         error: Global___ChatError | None = ...,
         vendor_event: Global___ChatVendorField | None = ...,
+        receipt: Global___ChatReceipt | None = ...,
         block_index: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments_delta", b"arguments_delta", "block_end", b"block_end", "block_start", b"block_start", "citation", b"citation", "error", b"error", "event", b"event", "finish", b"finish", "start", b"start", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_seal", b"thinking_seal", "tool_call", b"tool_call", "usage", b"usage", "vendor_event", b"vendor_event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments_delta", b"arguments_delta", "block_end", b"block_end", "block_start", b"block_start", "citation", b"citation", "error", b"error", "event", b"event", "finish", b"finish", "receipt", b"receipt", "start", b"start", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_seal", b"thinking_seal", "tool_call", b"tool_call", "usage", b"usage", "vendor_event", b"vendor_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_delta", b"arguments_delta", "block_end", b"block_end", "block_index", b"block_index", "block_start", b"block_start", "citation", b"citation", "error", b"error", "event", b"event", "finish", b"finish", "start", b"start", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_seal", b"thinking_seal", "tool_call", b"tool_call", "usage", b"usage", "vendor_event", b"vendor_event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_delta", b"arguments_delta", "block_end", b"block_end", "block_index", b"block_index", "block_start", b"block_start", "citation", b"citation", "error", b"error", "event", b"event", "finish", b"finish", "receipt", b"receipt", "start", b"start", "text_delta", b"text_delta", "thinking_delta", b"thinking_delta", "thinking_seal", b"thinking_seal", "tool_call", b"tool_call", "usage", b"usage", "vendor_event", b"vendor_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "thinking_delta", "tool_call", "finish", "start", "block_start", "arguments_delta", "thinking_seal", "citation", "block_end", "usage", "error", "vendor_event"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["text_delta", "thinking_delta", "tool_call", "finish", "start", "block_start", "arguments_delta", "thinking_seal", "citation", "block_end", "usage", "error", "vendor_event", "receipt"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1255,6 +1261,64 @@ class ChatFinish(_message.Message):
 Global___ChatFinish: _TypeAlias = ChatFinish  # noqa: Y015
 
 @_typing.final
+class ChatReceipt(_message.Message):
+    """What an answer cost, and who gave it. The same is in the log and the ledger, by the request's id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_SOURCE_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    PROVIDER_ID_FIELD_NUMBER: _builtins.int
+    UPSTREAM_MODEL_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by us."""
+    cost_nano_usd: _builtins.int
+    """What the account pays, in nano-USD. 0 for a model without a price too."""
+    token_source: _usage_pb2.TokenSource.ValueType
+    """Where the counts come from."""
+    terminal: _usage_pb2.Terminal.ValueType
+    """How the answer ended."""
+    provider_id: _builtins.str
+    """Who answered."""
+    upstream_model: _builtins.str
+    """The model that it was asked for."""
+    attempt_count: _builtins.int
+    """Calls that it took, those to providers that failed included."""
+    @_builtins.property
+    def tokens(self) -> _usage_pb2.Tokens:
+        """What is paid for."""
+
+    @_builtins.property
+    def lossy_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields that the provider's dialect could not take, such as `top_k`."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        cost_nano_usd: _builtins.int = ...,
+        tokens: _usage_pb2.Tokens | None = ...,
+        token_source: _usage_pb2.TokenSource.ValueType = ...,
+        terminal: _usage_pb2.Terminal.ValueType = ...,
+        provider_id: _builtins.str = ...,
+        upstream_model: _builtins.str = ...,
+        attempt_count: _builtins.int = ...,
+        lossy_fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "cost_nano_usd", b"cost_nano_usd", "lossy_fields", b"lossy_fields", "provider_id", b"provider_id", "request_id", b"request_id", "terminal", b"terminal", "token_source", b"token_source", "tokens", b"tokens", "upstream_model", b"upstream_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatReceipt: _TypeAlias = ChatReceipt  # noqa: Y015
+
+@_typing.final
 class ChatError(_message.Message):
     """An answer that broke off."""
 
@@ -1325,6 +1389,7 @@ class CompleteChatResponse(_message.Message):
     COST_NANO_USD_FIELD_NUMBER: _builtins.int
     PROVIDER_ID_FIELD_NUMBER: _builtins.int
     LOSSY_FIELDS_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Made by us."""
     cost_nano_usd: _builtins.int
@@ -1347,6 +1412,10 @@ class CompleteChatResponse(_message.Message):
     def lossy_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields that the provider's dialect could not take, such as `top_k`."""
 
+    @_builtins.property
+    def receipt(self) -> Global___ChatReceipt:
+        """The whole receipt, whose cost, provider and losses are repeated above."""
+
     def __init__(
         self,
         *,
@@ -1357,10 +1426,11 @@ class CompleteChatResponse(_message.Message):
         cost_nano_usd: _builtins.int = ...,
         provider_id: _builtins.str = ...,
         lossy_fields: _abc.Iterable[_builtins.str] | None = ...,
+        receipt: Global___ChatReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "receipt", b"receipt", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cost_nano_usd", b"cost_nano_usd", "finish", b"finish", "lossy_fields", b"lossy_fields", "provider_id", b"provider_id", "request_id", b"request_id", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "cost_nano_usd", b"cost_nano_usd", "finish", b"finish", "lossy_fields", b"lossy_fields", "provider_id", b"provider_id", "receipt", b"receipt", "request_id", b"request_id", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -625,9 +625,7 @@ class StreamChatResponse(betterproto.Message):
     """
 
     finish: "ChatFinish" = betterproto.message_field(4, group="event")
-    """
-    The answer is finished. Last, but for `usage` and `error`, which never follow it.
-    """
+    """The answer is finished. Only `receipt` follows it."""
 
     start: "ChatStart" = betterproto.message_field(5, group="event")
     """The answer begins. First."""
@@ -653,10 +651,15 @@ class StreamChatResponse(betterproto.Message):
     """What was used so far; each count replaces its predecessor."""
 
     error: "ChatError" = betterproto.message_field(12, group="event")
-    """The answer breaks off. Last."""
+    """The answer breaks off. Only `receipt` follows it."""
 
     vendor_event: "ChatVendorField" = betterproto.message_field(13, group="event")
     """Something that only one dialect knows: an event, or a whole block."""
+
+    receipt: "ChatReceipt" = betterproto.message_field(14, group="event")
+    """
+    What the answer cost, and who gave it. Last; a stream without it was cut between us and the caller.
+    """
 
     block_index: int = betterproto.int32_field(20)
     """Position of the block in the answer, from 0 in the order of starts."""
@@ -726,6 +729,42 @@ class ChatFinish(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class ChatReceipt(betterproto.Message):
+    """
+    What an answer cost, and who gave it. The same is in the log and the ledger, by the request's id.
+    """
+
+    request_id: str = betterproto.string_field(1)
+    """Made by us."""
+
+    cost_nano_usd: int = betterproto.int64_field(2)
+    """
+    What the account pays, in nano-USD. 0 for a model without a price too.
+    """
+
+    tokens: "__usage_v1__.Tokens" = betterproto.message_field(3)
+    """What is paid for."""
+
+    token_source: "__usage_v1__.TokenSource" = betterproto.enum_field(4)
+    """Where the counts come from."""
+
+    terminal: "__usage_v1__.Terminal" = betterproto.enum_field(5)
+    """How the answer ended."""
+
+    provider_id: str = betterproto.string_field(6)
+    """Who answered."""
+
+    upstream_model: str = betterproto.string_field(7)
+    """The model that it was asked for."""
+
+    attempt_count: int = betterproto.int32_field(8)
+    """Calls that it took, those to providers that failed included."""
+
+    lossy_fields: List[str] = betterproto.string_field(9)
+    """Fields that the provider's dialect could not take, such as `top_k`."""
+
+
+@dataclass(eq=False, repr=False)
 class ChatError(betterproto.Message):
     """An answer that broke off."""
 
@@ -778,6 +817,11 @@ class CompleteChatResponse(betterproto.Message):
 
     lossy_fields: List[str] = betterproto.string_field(7)
     """Fields that the provider's dialect could not take, such as `top_k`."""
+
+    receipt: "ChatReceipt" = betterproto.message_field(8)
+    """
+    The whole receipt, whose cost, provider and losses are repeated above.
+    """
 
 
 @dataclass(eq=False, repr=False)
