@@ -8,6 +8,7 @@ import pytest
 from lurus_switch.embedded import EmbeddedBackends
 from tests.conformance import table as conformance_table
 from tests.sdk_matrix import table as matrix_table
+from tests.support import rows
 
 _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 
@@ -16,6 +17,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the tables of a run; here, so that the process that collects all results does it, too."""
     conformance_table.print_table(terminalreporter)
     matrix_table.print_table(terminalreporter)
+    rows.print_tables(terminalreporter)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notes which rows of the fault matrix and the bad-input matrix a test stands for."""
+    rows.note_rows(items)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -50,6 +50,7 @@ class TestLend:
         assert granted[0].lease_id.startswith("lease_")
         assert await standing(budgets, account_id) == (700, 700, 0)
 
+    @pytest.mark.row("F41")
     async def test_200_at_once_on_money_for_10_get_money_for_10(
         self, budgets: BudgetStore, ledger_store: LedgerStore, account_id: str
     ) -> None:

@@ -90,6 +90,7 @@ class SlowStore(LedgerStore):
         return settled
 
 
+@pytest.mark.row("F36")
 async def test_killed_between_commit_and_ack_it_debits_once(
     pool: asyncpg.Pool,
     jetstream: JetStreamContext,
@@ -119,6 +120,7 @@ async def test_killed_between_commit_and_ack_it_debits_once(
     assert await balance(pool, account_id) == -250
 
 
+@pytest.mark.row("F24")
 async def test_poison_is_parked_and_neighbours_settle(
     pool: asyncpg.Pool,
     jetstream: JetStreamContext,
@@ -146,6 +148,7 @@ async def test_poison_is_parked_and_neighbours_settle(
     assert sorted(kept) == sorted(poison)
 
 
+@pytest.mark.row("F37")
 async def test_two_consumers_slower_than_the_ack_wait_debit_once(
     pool: asyncpg.Pool,
     jetstream: JetStreamContext,
@@ -169,6 +172,7 @@ async def test_two_consumers_slower_than_the_ack_wait_debit_once(
     assert await balance(pool, account_id) == -400
 
 
+@pytest.mark.row("F38")
 async def test_a_repeat_that_the_bus_does_not_know_any_more_debits_once(
     pool: asyncpg.Pool,
     jetstream: JetStreamContext,

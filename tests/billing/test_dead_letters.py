@@ -157,6 +157,7 @@ class TestReplay:
         assert (error.reason, error.metadata["id"]) == ("FAILED_PRECONDITION", letter.dead_letter_id)
         assert await listed(stub) == [letter]
 
+    @pytest.mark.row("F39")
     async def test_a_conflict_is_never_charged_and_the_correction_is_another_transfer(
         self, stub: Any, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
     ) -> None:
@@ -174,6 +175,7 @@ class TestReplay:
         assert booked.corrects_transaction_id == first.request_id
         assert await balance(pool, account_id) == -99
 
+    @pytest.mark.row("F39")
     async def test_a_parked_event_whose_request_is_booked_otherwise_is_a_conflict(
         self, stub: Any, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
     ) -> None:

@@ -31,6 +31,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend
         yield running
 
 
+@pytest.mark.row("F28")
 async def test_postgres_killed_under_load(stores: EmbeddedBackends, make_event: Make) -> None:
     settings = Settings(
         database_url=stores.urls.database_url,

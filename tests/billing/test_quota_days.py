@@ -114,6 +114,7 @@ async def test_a_cap_that_is_used_up_is_lent_again_when_its_period_begins_anew(
     assert (await budgets.quota(name)).total_used_nano_usd == 350
 
 
+@pytest.mark.row("F35")
 async def test_use_from_the_future_counts_now_by_the_clock_of_the_database(
     pool: asyncpg.Pool, accounts: AccountStore, ledger_store: LedgerStore, make_event: Make
 ) -> None:

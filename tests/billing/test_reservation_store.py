@@ -126,6 +126,7 @@ class TestReserve:
         assert await standing(budgets, payer) == (1000, 600, 400)
         assert await standing(budgets, other.account_id) == (0, 0, 1000)
 
+    @pytest.mark.row("F41")
     async def test_200_at_once_on_money_for_10_get_money_for_10(
         self, store: ReservationStore, budgets: BudgetStore, payer: str
     ) -> None:
@@ -195,6 +196,7 @@ class TestSettle:
         assert (await budgets.quota(payer)).daily_used_nano_usd == amount
 
     @pytest.mark.parametrize("end", ["open", "expired", "swept", "released", "closed", "capped"])
+    @pytest.mark.row("F40")
     async def test_it_is_never_refused_or_clipped(
         self,
         store: ReservationStore,
@@ -274,6 +276,7 @@ class TestRelease:
 
 
 class TestExpiry:
+    @pytest.mark.row("F35", "F40")
     async def test_it_goes_by_the_clock_of_the_database(
         self, store: ReservationStore, pool: asyncpg.Pool, payer: str
     ) -> None:
@@ -320,6 +323,7 @@ class TestExpiry:
         assert sum(counts) == 40
         assert {row[0]: row[1] for row in await pool.fetch(query, payer)} == {OPEN: 1, EXPIRED: 40}
 
+    @pytest.mark.row("F40")
     async def test_settling_at_the_moment_of_the_sweep_charges_once(
         self, store: ReservationStore, pool: asyncpg.Pool, ledger_store: LedgerStore, payer: str
     ) -> None:

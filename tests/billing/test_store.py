@@ -53,6 +53,7 @@ async def conflicts(pool: asyncpg.Pool, request_id: str) -> int:
 
 
 class TestSettle:
+    @pytest.mark.row("F38")
     async def test_the_same_event_five_times_debits_once(
         self, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
     ) -> None:
@@ -79,6 +80,7 @@ class TestSettle:
         beyond = await ledger_store.settle([make_event(account.account_id, 1)])
         assert (within.overdraft_count, beyond.overdraft_count) == (0, 1)
 
+    @pytest.mark.row("F39")
     async def test_the_same_id_with_another_content_is_an_alarm_and_the_first_wins(
         self, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
     ) -> None:
@@ -90,6 +92,7 @@ class TestSettle:
         assert await balance(pool, account_id) == -10
         assert await conflicts(pool, first.request_id) == 1
 
+    @pytest.mark.row("F39")
     async def test_a_conflict_within_a_batch_and_on_another_account_is_found(
         self, ledger_store: LedgerStore, pool: asyncpg.Pool, account_id: str, make_event: Make
     ) -> None:
@@ -200,6 +203,7 @@ class TestSettle:
             await ledger_store.settle([make_event(account_id, 1), make_event(account_id, 1, **fields)])
         assert await listed(ledger_store, account_id) == []
 
+    @pytest.mark.row("F37")
     async def test_consumers_at_once_in_any_order_book_once_and_never_deadlock(
         self, ledger_store: LedgerStore, pool: asyncpg.Pool, make_event: Make
     ) -> None:

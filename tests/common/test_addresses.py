@@ -46,6 +46,7 @@ PRIVATE_HOSTS = """
         ("https://[::1]:9", "https://[::1]:9"),
     ],
 )
+@pytest.mark.row("B48")
 def test_a_base_url_has_one_spelling(text: str, normal: str) -> None:
     url = parse_base_url(text, frozenset({"localhost", "127.0.0.1", "::1"}))
     assert str(url) == normal
@@ -53,6 +54,7 @@ def test_a_base_url_has_one_spelling(text: str, normal: str) -> None:
 
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS.split())
+@pytest.mark.row("B48")
 def test_a_host_that_is_not_public_is_refused(host: str) -> None:
     for scheme in ("https", "http"):
         with pytest.raises(InvalidRequest) as caught:
@@ -86,6 +88,7 @@ def test_a_host_that_is_not_public_is_refused(host: str) -> None:
         "https://a.example\x00",
     ],
 )
+@pytest.mark.row("B48")
 def test_what_is_not_a_plain_https_url_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_base_url(text, NOBODY)
@@ -96,6 +99,7 @@ def test_a_wrapped_public_address_is_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
+@pytest.mark.row("B48")
 async def test_a_name_is_refused_at_write_by_what_it_resolves_to() -> None:
     url = parse_base_url("https://localhost", NOBODY)
     with pytest.raises(InvalidRequest):
@@ -141,6 +145,7 @@ async def port() -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "url", ["http://localhost", "http://127.0.0.1", "https://localhost", "https://127.1"]
 )
+@pytest.mark.row("B48")
 async def test_the_connector_refuses_private_hosts_that_are_not_listed(url: str, port: int) -> None:
     async with ClientSession(connector=GuardedConnector(NOBODY)) as session:
         with pytest.raises(ClientConnectorError, match=r"not public|plain http"):
@@ -155,6 +160,7 @@ async def test_the_connector_reaches_listed_hosts(port: int) -> None:
                 assert response.status == 200
 
 
+@pytest.mark.row("B48", "F44")
 async def test_a_name_that_is_rebound_after_the_write_is_refused_at_connect() -> None:
     resolver = GuardedResolver(NOBODY)
     resolver._inner = Answers("93.184.216.34", "10.0.0.1")

@@ -81,10 +81,12 @@ class TestPublish:
         assert await publish(jetstream, one)
         assert (await jetstream.stream_info(bus.STREAM_NAME)).state.messages == 1
 
+    @pytest.mark.row("F27")
     async def test_without_the_stream_it_fails_as_the_bus_does(self, jetstream: JetStreamContext) -> None:
         with pytest.raises(bus.NatsError):
             await publish(jetstream, event())
 
+    @pytest.mark.row("F27")
     async def test_a_full_stream_refuses_and_forgets_nothing(self, jetstream: JetStreamContext) -> None:
         await jetstream.add_stream(bus.STREAM.evolve(max_bytes=4096))
         with pytest.raises(bus.NatsError):

@@ -162,6 +162,7 @@ class TestConsume:
 
 
 class TestPoison:
+    @pytest.mark.row("F24")
     async def test_what_cannot_be_read_is_parked_and_neighbours_go_on(
         self, jetstream: JetStreamContext, store: Store
     ) -> None:
@@ -178,6 +179,7 @@ class TestPoison:
         assert store.parked[1].payload == b"\xff\xff garbage"
         assert "cost_nano_usd" in store.parked[3].reason
 
+    @pytest.mark.row("F24")
     async def test_an_event_at_fault_is_found_by_halves(
         self, jetstream: JetStreamContext, store: Store
     ) -> None:
@@ -197,6 +199,7 @@ class TestPoison:
             one.SerializeToString() for one in bad
         }
 
+    @pytest.mark.row("F24")
     async def test_one_that_fails_unforeseen_holds_up_nobody_and_is_not_lost(
         self, jetstream: JetStreamContext, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -271,6 +274,7 @@ class TestFailure:
             await acked(jetstream, 4)
         assert store.handled == Counter(ids)
 
+    @pytest.mark.row("F37")
     async def test_two_consumers_slower_than_the_ack_wait_miss_nothing(
         self, jetstream: JetStreamContext, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -295,6 +299,7 @@ class TestFailure:
             await publish(jetstream, event())
             await until(lambda: len(store.handled) == 2)
 
+    @pytest.mark.row("F25")
     async def test_it_goes_on_after_the_bus_was_killed(
         self, jetstream: JetStreamContext, store: Store, nats: EmbeddedBackends
     ) -> None:

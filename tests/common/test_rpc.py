@@ -215,6 +215,7 @@ class TestTokens:
 
 
 class TestRules:
+    @pytest.mark.row("B41")
     async def test_the_fields_are_named(self, servicer: Servicer, stub: Any) -> None:
         provider = provider_pb2.Provider(provider_id="Not A Slug", base_url="https://x.example", level=11)
         found = await failure_of(stub.UpdateProvider(provider_pb2.UpdateProviderRequest(provider=provider)))
@@ -239,6 +240,7 @@ class TestRules:
 
 
 class TestLimits:
+    @pytest.mark.row("B38")
     async def test_a_message_over_the_limit_is_refused(
         self, servicer: Servicer, stub: Any, address: str
     ) -> None:
@@ -250,6 +252,7 @@ class TestLimits:
         assert servicer.requests == []
         await stub.GetProvider(GET)  # the connection has survived
 
+    @pytest.mark.row("B42")
     async def test_unary_calls_have_a_deadline(self, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from lurus_common import rpc
 

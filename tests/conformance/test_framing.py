@@ -31,6 +31,7 @@ def cut(data: bytes, *places: int) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise([0, *places, len(data)])]
 
 
+@pytest.mark.row("B43")
 async def test_S01_characters_that_are_cut_anywhere_are_relayed_whole(gateway: Gateway) -> None:
     sent = raw_text("A", WORDS)
     place = sent.index(WORDS.encode())
@@ -43,6 +44,7 @@ async def test_S01_characters_that_are_cut_anywhere_are_relayed_whole(gateway: G
     assert (await told.record()).tokens.output == OUTPUT
 
 
+@pytest.mark.row("B43")
 async def test_S02_lines_that_end_in_crlf_are_relayed_and_metered(gateway: Gateway) -> None:
     sent = b"".join(whole("A", "one", "two")).replace(b"\n", b"\r\n")
     told = await gateway.given("A", "A", events=cut(sent, 100, 101, 350))
@@ -51,6 +53,7 @@ async def test_S02_lines_that_end_in_crlf_are_relayed_and_metered(gateway: Gatew
     assert (await told.record()).tokens.output == OUTPUT
 
 
+@pytest.mark.row("B43")
 async def test_S03_lines_that_end_in_cr_are_read_as_others_are(gateway: Gateway) -> None:
     sent = whole("A", "one", "two")
     told = await gateway.given("C", "A", events=[piece.replace(b"\n", b"\r") for piece in sent])
@@ -61,6 +64,7 @@ async def test_S03_lines_that_end_in_cr_are_read_as_others_are(gateway: Gateway)
     assert b"\r" not in told.body
 
 
+@pytest.mark.row("B43")
 async def test_S04_comments_between_events_are_relayed(gateway: Gateway) -> None:
     sent = [part for piece in whole("R", "one", "two") for part in (b": ok\n\n", piece)]
     told = await gateway.given("R", "R", events=sent)
@@ -85,6 +89,7 @@ async def test_S05_many_events_in_one_write_all_pass_in_order(gateway: Gateway) 
     assert answer.is_complete and has_end("C", answer.events)
 
 
+@pytest.mark.row("B43")
 async def test_S06_writes_of_one_byte_make_the_same_stream(gateway: Gateway) -> None:
     sent = b"".join(
         [
@@ -120,6 +125,7 @@ def _without_seals(value: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", [2**20, 6 * 2**20], ids=["1 MiB", "6 MiB"])
+@pytest.mark.row("B43")
 async def test_S07_one_event_may_be_large(gateway: Gateway, size: int) -> None:
     block = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
     big = provider.a_delta(0, "input_json_delta", partial_json='{"a":"' + "x" * size + '"}')
@@ -138,6 +144,7 @@ async def test_S07_one_event_may_be_large(gateway: Gateway, size: int) -> None:
     assert process.memory_info().rss - before < MEMORY_BYTES
 
 
+@pytest.mark.row("B43")
 async def test_S08_data_in_several_lines_is_one_event(gateway: Gateway) -> None:
     text = provider.c_text("split")
     # Between two members, where JSON may have a line break.
@@ -148,6 +155,7 @@ async def test_S08_data_in_several_lines_is_one_event(gateway: Gateway) -> None:
     assert told.names[-1] == "message_stop"
 
 
+@pytest.mark.row("B43")
 async def test_S09_data_without_a_space_is_read_as_with_one(gateway: Gateway) -> None:
     sent = whole("C", "one", "two")
     told = await gateway.given("A", "C", events=[piece.replace(b"data: ", b"data:") for piece in sent])
@@ -172,6 +180,7 @@ async def test_S11_line_separators_of_unicode_do_not_end_a_line(gateway: Gateway
     assert told.names.count("content_block_delta") == 1
 
 
+@pytest.mark.row("B43")
 async def test_S12_a_byte_order_mark_is_skipped(gateway: Gateway) -> None:
     sent = whole("C", "one")
     told = await gateway.given("R", "C", events=[b"\xef\xbb\xbf" + sent[0], *sent[1:]])
@@ -180,6 +189,7 @@ async def test_S12_a_byte_order_mark_is_skipped(gateway: Gateway) -> None:
     assert b"\xef\xbb\xbf" not in told.body
 
 
+@pytest.mark.row("B44")
 async def test_S13_unknown_events_and_fields_are_relayed(gateway: Gateway) -> None:
     unknown = b'event: future_event\nfoo: bar\ndata: {"type":"future_event","x":1}\n\n'
     sent = [*begin("A"), unknown, *deltas("A", "one"), *end("A")]
@@ -187,6 +197,7 @@ async def test_S13_unknown_events_and_fields_are_relayed(gateway: Gateway) -> No
     assert told.body == b"".join(sent)
 
 
+@pytest.mark.row("B43")
 async def test_S14_a_last_event_without_its_blank_line_counts(gateway: Gateway) -> None:
     sent = b"".join(whole("R", "one")).rstrip(b"\n")
     told = await gateway.given("C", "R", events=[sent])

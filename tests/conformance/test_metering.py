@@ -139,6 +139,7 @@ class TestCounts:
         record = await (await gateway.given("A", "A", events=events)).record()
         assert (record.tokens.input, record.tokens.output) == (5010, 350)
 
+    @pytest.mark.row("B44")
     async def test_M05_counts_that_cannot_be_true_cost_nothing_below_zero(self, gateway: Gateway) -> None:
         usage = {**C_USAGE, "prompt_tokens": 100, "prompt_tokens_details": {"cached_tokens": 120}}
         before = await self.suspects(gateway)
@@ -154,6 +155,7 @@ class TestCounts:
         return sum(float(line.split(" ")[1]) for line in lines)
 
     @pytest.mark.parametrize("client", ["C", "A"])
+    @pytest.mark.row("B44")
     async def test_M06_cumulative_counts_are_not_added(self, gateway: Gateway, client: str) -> None:
         def chunk(text: str, output: int) -> bytes:
             return streams.c_chunk({"content": text}, usage={**C_USAGE, "completion_tokens": output})
@@ -167,6 +169,7 @@ class TestCounts:
 
 class TestDepartures:
     @pytest.mark.parametrize("upstream", ["A", "C", "R"])
+    @pytest.mark.row("F13")
     async def test_M07_a_client_that_leaves_pays_for_what_it_got(
         self, gateway: Gateway, upstream: str
     ) -> None:
@@ -193,6 +196,7 @@ class TestDepartures:
         else:
             assert record.token_source == usage_pb2.TOKEN_SOURCE_ESTIMATED
 
+    @pytest.mark.row("F14")
     async def test_M08_leaving_before_the_usage_chunk_is_no_free_ride(self, gateway: Gateway) -> None:
         provider = await gateway.default("C")
         text = "a sentence with some words in it. " * 20
@@ -249,6 +253,7 @@ class TestAttempts:
         assert record.provider_id == answering.provider_id
         assert record.cost_nano_usd == WHOLE_COST
 
+    @pytest.mark.row("F38")
     async def test_M11_an_event_that_is_delivered_again_is_not_paid_again(self, gateway: Gateway) -> None:
         account_id, key = await gateway.account()
         provider = await gateway.default("A")

@@ -142,6 +142,7 @@ class TestCodedAnswers:
 
 class TestBrokenAnswers:
     @DIALECTS
+    @pytest.mark.row("B47")
     async def test_H03_a_short_body_is_a_502(self, gateway: Gateway, dialect: str) -> None:
         told = await gateway.given(dialect, dialect, script=short_body)
         assert told.status == 502
@@ -157,6 +158,7 @@ class TestBrokenAnswers:
 
     @pytest.mark.parametrize("upstream", ["A", "C", "R"])
     @DIALECTS
+    @pytest.mark.row("F8")
     async def test_H04_a_cut_stream_ends_in_an_error(
         self, gateway: Gateway, dialect: str, upstream: str
     ) -> None:
@@ -175,6 +177,7 @@ class TestBrokenAnswers:
         assert record.token_source != usage_pb2.TOKEN_SOURCE_PROVIDER
 
     @DIALECTS
+    @pytest.mark.row("B45")
     async def test_H05_an_error_object_instead_of_a_stream_is_an_error(
         self, gateway: Gateway, dialect: str
     ) -> None:
@@ -200,6 +203,7 @@ class TestBrokenAnswers:
 
     @pytest.mark.parametrize("is_streaming", [False, True], ids=["plain", "stream"])
     @DIALECTS
+    @pytest.mark.row("B45")
     async def test_H06_a_page_is_not_shown(self, gateway: Gateway, dialect: str, is_streaming: bool) -> None:
         told = await gateway.given(
             dialect,
@@ -213,6 +217,7 @@ class TestBrokenAnswers:
         assert b"nginx" not in told.body and b"html" not in told.body
 
     @DIALECTS
+    @pytest.mark.row("B45")
     async def test_H07_an_empty_stream_is_a_502(self, gateway: Gateway, dialect: str) -> None:
         told = await gateway.given(dialect, dialect, events=[])
         assert told.status == 502
@@ -227,6 +232,7 @@ class TestBrokenAnswers:
         assert told.texts() == "one" and has_end(dialect, told.events)
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.row("B47")
     async def test_H08_a_redirect_is_not_followed(self, gateway: Gateway, status: int) -> None:
         async with ScriptedUpstream() as elsewhere:
             location = {"location": f"{elsewhere.url}/v1/messages"}
@@ -297,6 +303,7 @@ class TestHeaders:
         assert told.upstream.header("anthropic-new-thing") == "1"
         assert told.upstream.header("x-claude-code-new") == "2"
 
+    @pytest.mark.row("B47")
     async def test_H18_the_gateways_own_quota_is_not_shown(self, gateway: Gateway) -> None:
         body = {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
         limits = {"anthropic-ratelimit-requests-remaining": "0", "anthropic-ratelimit-unified-status": "x"}
@@ -342,6 +349,7 @@ class TestRequestBodies:
 
     @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
     @DIALECTS
+    @pytest.mark.row("B16", "B17")
     async def test_H15_a_body_over_the_limit_is_refused(
         self, gateway: Gateway, dialect: str, is_chunked: bool
     ) -> None:
@@ -545,6 +553,7 @@ class TestEndpoints:
         assert told.json()["has_more"] is False
         assert five.upstream.requests == []
 
+    @pytest.mark.row("F6")
     async def test_H24_one_good_credential_of_two_is_enough(self, gateway: Gateway) -> None:
         for dialect, lines in (
             ("A", [f"x-api-key: {gateway.key}", "authorization: Bearer foo"]),
@@ -570,6 +579,7 @@ class TestEndpoints:
 
 class TestOurCredential:
     @DIALECTS
+    @pytest.mark.row("F6")
     async def test_H26_a_refused_credential_of_ours_is_not_the_clients_matter(
         self, gateway: Gateway, dialect: str
     ) -> None:
@@ -581,6 +591,7 @@ class TestOurCredential:
 
     @pytest.mark.parametrize("status", [401, 402, 403])
     @DIALECTS
+    @pytest.mark.row("F6")
     async def test_H27_without_another_provider_it_is_a_502(
         self, gateway: Gateway, dialect: str, status: int
     ) -> None:

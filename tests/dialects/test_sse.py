@@ -52,6 +52,7 @@ def test_forms(stream: bytes, expected: list[tuple[bytes, bytes]], line_end: byt
     ),
     st.lists(st.integers(0, 60)),
 )
+@pytest.mark.row("B43")
 def test_no_byte_is_lost_and_cuts_do_not_matter(parts: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(parts)
     whole = parse(stream)

@@ -48,6 +48,7 @@ class TestGoldenStreams:
         assert released == stream
         assert found(watcher) == GOLDENS[name]
 
+    @pytest.mark.row("B43")
     def test_byte_by_byte(self, name: str, line_end: bytes) -> None:
         stream = recorded(name).replace(b"\n", line_end)
         watcher, released = watch(dialect_of(name), one_byte_chunks(stream))
@@ -58,6 +59,7 @@ class TestGoldenStreams:
 @pytest.mark.parametrize(
     "name", ["anthropic-tools", "anthropic-crlf", "openai_chat-text", "openai_responses-text"]
 )
+@pytest.mark.row("B43")
 def test_defect_b2_usage_survives_a_cut_at_every_byte(name: str) -> None:
     stream = recorded(name)
     for cut in range(len(stream)):
@@ -133,6 +135,7 @@ class TestCutStreams:
         assert released == stream
         assert watcher.terminal_ok and not watcher.terminal_seen
 
+    @pytest.mark.row("B46")
     def test_output_of_a_cut_stream_is_estimated_from_what_was_seen(self) -> None:
         stream = recorded("anthropic-tools")
         watcher, _ = watch(A, [stream[: stream.index(b"event: message_delta")]])
@@ -191,12 +194,14 @@ class TestOddStreams:
             b'{"type":"message_start","message":[],"response":1}',
         ],
     )
+    @pytest.mark.row("B44")
     def test_garbage_passes_and_nothing_is_raised(self, dialect: Dialect, data: bytes) -> None:
         stream = b"event: x\ndata: " + data + b"\n\n"
         watcher, released = watch(dialect, [stream])
         assert released == stream
         assert watcher.tokens == Tokens() and not watcher.is_over
 
+    @pytest.mark.row("B44")
     def test_broken_events_are_counted(self) -> None:
         assert watch(A, [b"data: {\n\ndata: }\n\n: fine\n\n"])[0].broken_event_count == 2
 
@@ -210,6 +215,7 @@ class TestOddStreams:
         data = b'{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]}}]}'
         assert watch(C, [b"data: " + data + b"\n\n"])[0].output_bytes == len('f{"a":1}')
 
+    @pytest.mark.row("B43")
     def test_an_event_over_the_limit_ends_the_stream_after_what_was_before_it(self) -> None:
         for size in (1, 50, 1000):
             stream = b"data: {}\n\n" * 3 + b"data: " + b"x" * 200 + b"\n\n"

@@ -201,6 +201,7 @@ async def test_an_idle_kept_connection_is_closed_without_an_answer(rig: Rig) -> 
     assert answer.endswith(b"GET /ok 0\n")
 
 
+@pytest.mark.row("B16")
 async def test_b16_a_length_over_the_limit_is_refused_before_the_body(rig: Rig) -> None:
     head = b"POST %s HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 100001\r\n\r\n"
     answer = await rig.send(head % b"/v1/messages?beta=true")
@@ -223,6 +224,7 @@ async def test_b16_a_client_that_sends_the_whole_body_first_reads_the_answer(rig
     assert status(answer) == 413
 
 
+@pytest.mark.row("B17")
 async def test_b17_a_chunked_body_is_refused_at_the_limit(rig: Rig) -> None:
     chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
     answer = await rig.send(CHUNKED, *[chunk] * 40)
@@ -231,6 +233,7 @@ async def test_b17_a_chunked_body_is_refused_at_the_limit(rig: Rig) -> None:
     assert rig.app.disconnected.is_set()
 
 
+@pytest.mark.row("B17")
 async def test_b17_tiny_chunks_are_refused(rig: Rig) -> None:
     async with running(GuardLimits(body_bytes=32 << 20)) as rig:
         answer = await rig.send(CHUNKED, *[b"1\r\nx\r\n" * 10_000] * 40)
@@ -273,6 +276,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.row("B30", "B31", "B32", "B33")
 async def test_b30_to_b33_hostile_framing_is_refused_and_what_follows_is_not_executed(
     rig: Rig, name: str
 ) -> None:
@@ -283,6 +287,7 @@ async def test_b30_to_b33_hostile_framing_is_refused_and_what_follows_is_not_exe
     assert "/smuggled" not in rig.app.paths
 
 
+@pytest.mark.row("B33")
 async def test_b33_tls_is_named_in_the_answer(rig: Rig) -> None:
     assert "TLS" in refusal(await rig.send(HOSTILE["b33_tls_hello"]))["error"]["message"]
 
@@ -318,6 +323,7 @@ async def test_b33_a_silent_connection_is_closed_without_an_answer(rig: Rig) -> 
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.row("B34")
 async def test_b34_slow_heads_get_408_and_do_not_slow_the_others(rig: Rig) -> None:
     slow = [asyncio.create_task(rig.send(GET[:-2], *[b"X: a\r\n"] * 50, pause=0.05)) for _ in range(100)]
     await asyncio.sleep(0.1)
@@ -336,6 +342,7 @@ async def test_b34_a_head_that_stops_gets_408(rig: Rig, before: bytes) -> None:
     assert answer.count(b"HTTP/1.1 408") == 1
 
 
+@pytest.mark.row("B35")
 async def test_b35_a_slow_body_gets_408(rig: Rig) -> None:
     head = b"POST /v1/messages HTTP/1.1\r\n" + HOST + b"Content-Length: 100\r\n\r\n"
     answer = await rig.send(head, *[b"x"] * 100, pause=0.02)
@@ -370,6 +377,7 @@ async def test_b36_pipelined_requests_are_answered_in_order(rig: Rig) -> None:
     assert bodies == [b"GET /%d 0" % number for number in range(100)]
 
 
+@pytest.mark.row("B36")
 async def test_b36_a_thousand_at_once_are_answered_in_order_and_then_closed(rig: Rig) -> None:
     heads = [b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(1000)]
     answer = await rig.send(b"".join(heads))
@@ -420,6 +428,7 @@ async def test_a_client_that_leaves_with_a_request_pipelined_is_noticed(rig: Rig
     assert rig.app.paths == ["/flood"]
 
 
+@pytest.mark.row("F16")
 async def test_a_client_that_stops_reading_is_cut(rig: Rig) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
     writer.write(b"GET /flood HTTP/1.1\r\n" + HOST + b"\r\n")

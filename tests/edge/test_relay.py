@@ -126,6 +126,7 @@ class TestStreams:
         await edge.call("POST", CHAT, data=BODY, headers={**JSON, "connection": "close"})
         await asyncio.wait_for(tidied.wait(), 15)
 
+    @pytest.mark.row("F16")
     async def test_a_slow_reader_stops_the_source(self, edge: Any, relayed: Any) -> None:
         made = 0
 
@@ -317,6 +318,7 @@ class TestBodies:
         assert edge.routing.requests == []
 
     @pytest.mark.parametrize("coding", ["gzip", "zstd", "br"])
+    @pytest.mark.row("B19")
     async def test_b19_a_bomb_is_refused_at_the_limit(self, edge: Any, coding: str) -> None:
         compress = {"gzip": gzip.compress, "zstd": zstd.compress, "br": brotli.compress}[coding]
         bomb = compress(b" " * 50_000_000)
@@ -402,17 +404,20 @@ class TestHeaders:
                     {"x-api-key": "schlüssel"}],
         ids=["none", "empty", "bearer only", "bearer blank", "basic", "empty key", "10 kB", "not ASCII"],
     )  # fmt: skip
+    @pytest.mark.row("B20")
     async def test_b20_what_is_no_key_is_not_presented(self, edge: Any, headers: dict[str, str]) -> None:
         await edge.call("POST", CHAT, data=BODY, headers={"content-type": "application/json", **headers})
         assert list(edge.routing.requests[0].credentials) == []
 
     @pytest.mark.parametrize("path", PATHS)
+    @pytest.mark.row("B21")
     async def test_b21_h24_two_keys_are_tried_in_the_order_of_the_dialect(self, edge: Any, path: str) -> None:
         headers = {**JSON, "authorization": "bearer  lsk_b ", "x-api-key": "lsk_a"}
         await edge.call("POST", path, data=BODY, headers=headers)
         expected = ["lsk_a", "lsk_b"] if path == MESSAGES else ["lsk_b", "lsk_a"]
         assert list(edge.routing.requests[0].credentials) == expected
 
+    @pytest.mark.row("B28")
     async def test_b28_h09_what_claims_an_identity_or_describes_the_hop_goes_no_further(
         self, edge: Any
     ) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 from tests.support.mesh import Mesh, eventually
 
 CALLERS = 4
@@ -140,6 +141,7 @@ def agree(mesh: Mesh, seen: Seen) -> bool:
     return booked == logged and set(seen.begun) <= set(booked)
 
 
+@pytest.mark.row("F12", "F20", "F25", "F28", "F30", "F34", "F36")
 def test_every_process_is_killed_in_turn_and_the_books_stay_right(own_mesh: Mesh) -> None:
     mesh = own_mesh
     names = mesh.names()

@@ -32,6 +32,7 @@ async def test_a_single_call_is_visible_within_two_seconds(
     assert time.monotonic() - start < 15  # P6
 
 
+@pytest.mark.row("F24", "F38")
 async def test_events_published_again_count_once_and_poison_is_parked(
     stub: LogServiceStub, store: LogStore, jetstream: JetStreamContext
 ) -> None:

@@ -103,6 +103,7 @@ async def test_the_service_starts_before_its_stores(own: EmbeddedBackends, own_s
         assert isinstance(error_of(caught.value), DependencyUnavailable)  # type: ignore[arg-type]
 
 
+@pytest.mark.row("F34")
 async def test_clickhouse_killed_while_events_come_loses_and_doubles_nothing(
     own: EmbeddedBackends, own_settings: Settings, own_jetstream: JetStreamContext
 ) -> None:
@@ -122,6 +123,7 @@ async def test_clickhouse_killed_while_events_come_loses_and_doubles_nothing(
         await eventually(lambda: is_true(LogServiceStub(channel), events))
 
 
+@pytest.mark.row("F34", "F36")
 async def test_a_service_killed_between_insert_and_ack_stores_nothing_twice(
     own_settings: Settings, own_jetstream: JetStreamContext
 ) -> None:

@@ -63,6 +63,7 @@ async def test_what_is_not_there_is_not_found(stub: LogServiceStub, request_id: 
     assert failure.metadata == {"resource": "request", "id": request_id}
 
 
+@pytest.mark.row("B25", "B41")
 async def test_bad_input_is_the_callers_fault(stub: LogServiceStub) -> None:
     lists = [
         ListLogsRequest(page_size=-1),
@@ -90,6 +91,7 @@ async def test_bad_input_is_the_callers_fault(stub: LogServiceStub) -> None:
     assert isinstance(await failure_of(anext(aiter(export))), InvalidRequest)
 
 
+@pytest.mark.row("B24", "B26")
 async def test_hostile_filters_match_literally_or_not_at_all(stub: LogServiceStub, store: LogStore) -> None:
     odd = make_event(1, model="%_%_%_'; DROP TABLE usage_events; --")
     await store.insert([make_event(2), odd])

@@ -56,6 +56,7 @@ async def test_a_set_of_another_installation_or_key_is_nothing(settings: Setting
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", b"\x00" * 31, b"\xff" * 500])
+@pytest.mark.row("F30")
 async def test_garbage_is_nothing_and_is_replaced(settings: Settings, garbage: bytes) -> None:
     async with opened(settings.redis_url) as kept:
         await kept.put(a_set(1))
@@ -117,6 +118,7 @@ async def listening(answer: Answer) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("answer", [silent, hang_up, http, wrong_types, nonsense])
+@pytest.mark.row("F30")
 async def test_a_peer_that_is_not_redis_is_left_alone(answer: Answer) -> None:
     async with listening(answer) as url, opened(url) as kept:
         started = asyncio.get_running_loop().time()
@@ -135,6 +137,7 @@ async def test_the_service_answers_without_redis_and_with_a_broken_one(settings:
                 assert (await stub.GetProvider(request)).provider == created
 
 
+@pytest.mark.row("F30")
 async def test_what_is_written_is_read_with_redis_flushed_in_between(settings: Settings) -> None:
     redis = Redis.from_url(settings.redis_url)
     async with served(settings) as one, served(settings) as other:

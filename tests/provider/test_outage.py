@@ -52,6 +52,7 @@ async def eventually_created(stub: ProviderServiceStub, provider: pb.Provider) -
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.row("F28")
 async def test_it_comes_back_after_postgresql_was_killed(fragile: Settings, own: EmbeddedBackends) -> None:
     ops = free_port()
     async with served(fragile, ops_port=ops) as stub, following(stub) as follower:
@@ -107,6 +108,7 @@ async def test_without_redis_reads_say_that_postgresql_is_away(
         assert await eventually_created(stub, a_provider())
 
 
+@pytest.mark.row("F30")
 async def test_redis_may_die_in_flight(fragile: Settings, own: EmbeddedBackends) -> None:
     async with served(fragile) as stub:
         for number in range(30):

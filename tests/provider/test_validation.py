@@ -91,6 +91,7 @@ async def count(stub: ProviderServiceStub) -> tuple[int, int, int]:
     return len(providers.providers), len(models.models), len(prices.prices)
 
 
+@pytest.mark.row("B48", "B49")
 async def test_nothing_wrong_is_stored(stub: ProviderServiceStub) -> None:
     before = await count(stub)
     wrong = [a_provider(**fields) for fields in WRONG_PROVIDERS]
@@ -137,6 +138,7 @@ async def test_a_host_must_be_listed_to_be_private(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e30", "3.0000000000001", '"Infinity"', "1.5"])
+@pytest.mark.row("B49")
 def test_no_amount_is_ever_a_fraction(text: str) -> None:
     with pytest.raises(json_format.ParseError):
         json_format.Parse(f'{{"inputNanoUsd": {text}}}', pb.Price())
