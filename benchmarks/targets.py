@@ -20,6 +20,7 @@ import psutil
 from tests.support.mesh import Mesh
 
 PEERS = Path(".bench")
+NPM_PEERS = Path("benchmarks/peers/node_modules")
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 # Rivals refuse weak ones. It opens nothing.
@@ -133,7 +134,7 @@ def _nginx(port: int, upstream: int, models: Sequence[str], folder: Path) -> Riv
 
 
 def _envoy(port: int, upstream: int, models: Sequence[str], folder: Path) -> Rival:
-    program = _peer("envoy/bin/envoy")
+    program = _peer(PEERS / "envoy/bin/envoy")
     (folder / "envoy.yaml").write_text(json.dumps(_envoy_settings(port, upstream)))  # JSON is YAML
     command = [program, "-c", str(folder / "envoy.yaml"), "--concurrency", "1", "-l", "error"]
     return [*command, "--base-id", str(port)], {}, Target("envoy", port)
@@ -161,7 +162,7 @@ def _envoy_address(port: int) -> object:
 
 
 def _litellm(port: int, upstream: int, models: Sequence[str], folder: Path) -> Rival:
-    program = _peer("litellm/bin/litellm")
+    program = _peer(PEERS / "litellm/bin/litellm")
     rows = []
     for model in models:
         chat = {"model": f"openai/{model}", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "any"}
@@ -190,7 +191,7 @@ def _litellm(port: int, upstream: int, models: Sequence[str], folder: Path) -> R
 
 
 def _portkey(port: int, upstream: int, models: Sequence[str], folder: Path) -> Rival:
-    script = _peer("npm/node_modules/@portkey-ai/gateway/build/start-server.js")
+    script = _peer(NPM_PEERS / "@portkey-ai/gateway/build/start-server.js")
     arguments = {}
     for dialect, provider in (("openai_chat", "openai"), ("anthropic", "anthropic")):
         host = f"x-portkey-custom-host: http://127.0.0.1:{upstream}/v1"
@@ -201,7 +202,7 @@ def _portkey(port: int, upstream: int, models: Sequence[str], folder: Path) -> R
 
 
 def _ccr(port: int, upstream: int, models: Sequence[str], folder: Path) -> Rival:
-    script = _peer("npm/node_modules/@musistudio/claude-code-router/dist/cli.js")
+    script = _peer(NPM_PEERS / "@musistudio/claude-code-router/dist/cli.js")
     provider = {
         "name": "up",
         "api_base_url": f"http://127.0.0.1:{upstream}/v1/chat/completions",
@@ -233,10 +234,9 @@ _RIVALS = {"nginx": _nginx, "envoy": _envoy, "litellm": _litellm, "portkey": _po
 NAMES = ("direct", "ours", "wire", *_RIVALS)
 
 
-def _peer(place: str) -> str:
-    path = PEERS / place
+def _peer(path: Path) -> str:
     if not path.exists():
-        raise NotHere(place)
+        raise NotHere(path)
     return str(path.absolute())
 
 
