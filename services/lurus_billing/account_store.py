@@ -5,32 +5,45 @@ from collections.abc import Sequence
 import asyncpg
 
 from lurus.billing.v1 import billing_pb2 as pb
-from lurus_billing.key_store import next_revision, stamp_keys
+from lurus_billing.key_store import next_revision, settlement_policy_of, stamp_keys
+from lurus_billing.masks import copy_field
 from lurus_common import postgres
 from lurus_common.errors import AlreadyExists, NotFound
 from lurus_common.money import require_amount
 from lurus_common.paging import decode_token, encode_token, page_limit
 from lurus_common.postgres import Connection, transaction
 
-CHANGEABLE = ("display_name", "credit_limit_nano_usd", "offline_policy", "time_zone", "is_closed")
+_POLICIES = tuple(f"settlement_policy.{field.name}" for field in pb.SettlementPolicy.DESCRIPTOR.fields)
+CHANGEABLE = (
+    "display_name",
+    "credit_limit_nano_usd",
+    "offline_policy",
+    "time_zone",
+    "is_closed",
+    "price_multiplier_ppm",
+    *_POLICIES,
+)
 # What of an account its keys' grants say.
-_IN_GRANTS = frozenset({"offline_policy", "is_closed"})
+_IN_GRANTS = frozenset({"offline_policy", "is_closed", "price_multiplier_ppm", *_POLICIES})
 
 # An account that usage has created, unknown and closed, is taken over with its ledger.
 _CREATE = """
 INSERT INTO billing.account AS a
-    (account_id, display_name, credit_limit_nano_usd, offline_policy, time_zone, is_closed)
-VALUES ($1, $2, $3, $4, $5, $6)
+    (account_id, display_name, credit_limit_nano_usd, offline_policy, time_zone, is_closed,
+     price_multiplier_ppm, settlement_policy)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (account_id) DO UPDATE SET
     display_name = excluded.display_name, credit_limit_nano_usd = excluded.credit_limit_nano_usd,
     offline_policy = excluded.offline_policy, time_zone = excluded.time_zone,
-    is_closed = excluded.is_closed, is_unknown = false, update_time = now()
+    is_closed = excluded.is_closed, is_unknown = false, update_time = now(),
+    price_multiplier_ppm = excluded.price_multiplier_ppm, settlement_policy = excluded.settlement_policy
 WHERE a.is_unknown
 RETURNING *
 """
 _UPDATE = """
 UPDATE billing.account SET display_name = $2, credit_limit_nano_usd = $3, offline_policy = $4,
-    time_zone = $5, is_closed = $6, is_unknown = false, update_time = now()
+    time_zone = $5, is_closed = $6, is_unknown = false, update_time = now(),
+    price_multiplier_ppm = $7, settlement_policy = $8
 WHERE account_id = $1 RETURNING *
 """
 
@@ -97,8 +110,8 @@ class AccountStore:
                 revision = await next_revision(connection)
                 await stamp_keys(connection, account.account_id, revision)
             changed = _account(await _row(connection, account.account_id, "FOR NO KEY UPDATE"))
-            for name in fields:
-                setattr(changed, name, getattr(account, name))
+            for path in fields:
+                copy_field(account, changed, path)
             row = await connection.fetchrow(_UPDATE, account.account_id, *_values(changed))
         return _account(row)
 
@@ -118,6 +131,8 @@ def _values(account: pb.Account) -> tuple[object, ...]:
         account.offline_policy or pb.OFFLINE_POLICY_LEASE,
         account.time_zone,
         account.is_closed,
+        require_amount(account.price_multiplier_ppm, "price_multiplier_ppm"),
+        account.settlement_policy.SerializeToString(deterministic=True),
     )
 
 
@@ -131,4 +146,6 @@ def _account(row: asyncpg.Record) -> pb.Account:
         is_closed=row["is_closed"],
         create_time=row["create_time"],
         update_time=row["update_time"],
+        price_multiplier_ppm=row["price_multiplier_ppm"],
+        settlement_policy=settlement_policy_of(row),
     )

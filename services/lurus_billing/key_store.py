@@ -43,7 +43,7 @@ _REVOKE = """
 UPDATE billing.key SET revoke_time = now(), revision = $2, update_time = now() WHERE key_id = $1 RETURNING *
 """
 _GRANTS = f"""
-SELECT {_COLUMNS}, a.is_closed, a.offline_policy
+SELECT {_COLUMNS}, a.is_closed, a.offline_policy, a.price_multiplier_ppm, a.settlement_policy
 FROM billing.key k JOIN billing.account a USING (account_id)
 """  # noqa: S608  # our own words
 _GRANTS_AFTER = f"{_GRANTS} WHERE (k.revision, k.key_id) > ($1, $2) ORDER BY k.revision, k.key_id LIMIT $3"
@@ -249,4 +249,11 @@ def _grant(row: asyncpg.Record) -> pb.KeyGrant:
         expire_time=row["expire_time"],
         is_revoked=row["revoke_time"] is not None or row["is_closed"],
         offline_policy=row["offline_policy"],
+        price_multiplier_ppm=row["price_multiplier_ppm"],
+        settlement_policy=settlement_policy_of(row),
     )
+
+
+def settlement_policy_of(row: asyncpg.Record) -> pb.SettlementPolicy | None:
+    """Returns the policy in a row of `account`; None for the defaults."""
+    return pb.SettlementPolicy.FromString(row["settlement_policy"]) if row["settlement_policy"] else None

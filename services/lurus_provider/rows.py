@@ -21,7 +21,7 @@ RATES = (
     "cache_write_12h_nano_usd",
     "output_nano_usd",
 )
-PRICE_COLUMNS = ("price_id", "model", "provider_id", "effective_time", *RATES, "source")
+PRICE_COLUMNS = ("price_id", "model", "provider_id", "effective_time", *RATES, "source", "surcharges")
 
 Row = Mapping[str, Any]
 Resource = TypeVar("Resource", Provider, Model)
@@ -78,7 +78,9 @@ def model_of(row: Row) -> Model:
 
 def price_of(row: Row) -> Price:
     """Returns a price."""
-    price = Price(**{name: row[name] for name in PRICE_COLUMNS if name != "effective_time"})
+    price = Price.FromString(row["surcharges"])
+    for name in (*RATES, "price_id", "model", "provider_id", "source"):
+        setattr(price, name, row[name])
     price.effective_time.CopyFrom(_timestamp(row["effective_time"]))
     price.create_time.CopyFrom(_timestamp(row["create_time"]))
     return price
@@ -88,7 +90,8 @@ def price_values(price: Price) -> Sequence[object]:
     """Returns a price in the order of `PRICE_COLUMNS`; no effective time is None."""
     time = price.effective_time.ToDatetime(tzinfo=UTC) if price.HasField("effective_time") else None
     amounts = [require_amount(getattr(price, name), name) for name in RATES]
-    return [price.price_id, price.model, price.provider_id, time, *amounts, price.source]
+    surcharges = Price(tiers=price.tiers, unit_rates=price.unit_rates).SerializeToString(deterministic=True)
+    return [price.price_id, price.model, price.provider_id, time, *amounts, price.source, surcharges]
 
 
 def _with_times(resource: Resource, row: Row) -> Resource:

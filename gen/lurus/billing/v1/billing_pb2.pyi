@@ -52,6 +52,30 @@ OFFLINE_POLICY_CLOSED: OfflinePolicy.ValueType  # 3
 """Refuse at once."""
 Global___OfflinePolicy: _TypeAlias = OfflinePolicy  # noqa: Y015
 
+class _InterruptionPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterruptionPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InterruptionPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERRUPTION_POLICY_UNSPECIFIED: _InterruptionPolicy.ValueType  # 0
+    """BILL."""
+    INTERRUPTION_POLICY_BILL: _InterruptionPolicy.ValueType  # 1
+    """The account pays what was served: the provider's numbers so far, and estimates where it gave none."""
+    INTERRUPTION_POLICY_WAIVE: _InterruptionPolicy.ValueType  # 2
+    """The account pays nothing; what it would have paid is recorded."""
+
+class InterruptionPolicy(_InterruptionPolicy, metaclass=_InterruptionPolicyEnumTypeWrapper):
+    """Who pays for an interrupted answer."""
+
+INTERRUPTION_POLICY_UNSPECIFIED: InterruptionPolicy.ValueType  # 0
+"""BILL."""
+INTERRUPTION_POLICY_BILL: InterruptionPolicy.ValueType  # 1
+"""The account pays what was served: the provider's numbers so far, and estimates where it gave none."""
+INTERRUPTION_POLICY_WAIVE: InterruptionPolicy.ValueType  # 2
+"""The account pays nothing; what it would have paid is recorded."""
+Global___InterruptionPolicy: _TypeAlias = InterruptionPolicy  # noqa: Y015
+
 class _ReservationState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -117,13 +141,15 @@ class _ReceiptGapEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReceiptGap
     RECEIPT_GAP_UNSPECIFIED: _ReceiptGap.ValueType  # 0
     """Never sent."""
     RECEIPT_GAP_UPSTREAM_COST: _ReceiptGap.ValueType  # 1
-    """What each attempt has cost us at its provider: it is not recorded."""
+    """What each attempt has cost us at its provider: of at least one it is not known."""
     RECEIPT_GAP_PRICE: _ReceiptGap.ValueType  # 2
     """The rates of the price: the provider service does not know it, or did not answer."""
     RECEIPT_GAP_MULTIPLIER: _ReceiptGap.ValueType  # 3
-    """Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded."""
+    """Why the cost differs from what was used by rates and multipliers: something is not recorded."""
     RECEIPT_GAP_EVENT: _ReceiptGap.ValueType  # 4
     """How the request went: it was booked without its event."""
+    RECEIPT_GAP_UNIT_RATE: _ReceiptGap.ValueType  # 5
+    """What a unit costs that was used: the price has no rate for it, and it was not charged."""
 
 class ReceiptGap(_ReceiptGap, metaclass=_ReceiptGapEnumTypeWrapper):
     """What a receipt cannot tell."""
@@ -131,13 +157,15 @@ class ReceiptGap(_ReceiptGap, metaclass=_ReceiptGapEnumTypeWrapper):
 RECEIPT_GAP_UNSPECIFIED: ReceiptGap.ValueType  # 0
 """Never sent."""
 RECEIPT_GAP_UPSTREAM_COST: ReceiptGap.ValueType  # 1
-"""What each attempt has cost us at its provider: it is not recorded."""
+"""What each attempt has cost us at its provider: of at least one it is not known."""
 RECEIPT_GAP_PRICE: ReceiptGap.ValueType  # 2
 """The rates of the price: the provider service does not know it, or did not answer."""
 RECEIPT_GAP_MULTIPLIER: ReceiptGap.ValueType  # 3
-"""Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded."""
+"""Why the cost differs from what was used by rates and multipliers: something is not recorded."""
 RECEIPT_GAP_EVENT: ReceiptGap.ValueType  # 4
 """How the request went: it was booked without its event."""
+RECEIPT_GAP_UNIT_RATE: ReceiptGap.ValueType  # 5
+"""What a unit costs that was used: the price has no rate for it, and it was not charged."""
 Global___ReceiptGap: _TypeAlias = ReceiptGap  # noqa: Y015
 
 class _TransactionKind:
@@ -186,6 +214,8 @@ class Account(_message.Message):
     IS_CLOSED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    PRICE_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """`acct_` and a ULID, or chosen by the caller; empty when created means a new one."""
     display_name: _builtins.str
@@ -198,6 +228,8 @@ class Account(_message.Message):
     """IANA name of the zone in which its days and months begin; empty means UTC."""
     is_closed: _builtins.bool
     """A closed account's keys do not work."""
+    price_multiplier_ppm: _builtins.int
+    """Factor on every price, in millionths: 1000000 is 1.0; 0 means 1000000."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
@@ -205,6 +237,10 @@ class Account(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
+
+    @_builtins.property
+    def settlement_policy(self) -> Global___SettlementPolicy:
+        """Who pays for answers that were interrupted."""
 
     def __init__(
         self,
@@ -217,14 +253,58 @@ class Account(_message.Message):
         is_closed: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        price_multiplier_ppm: _builtins.int = ...,
+        settlement_policy: Global___SettlementPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settlement_policy", b"settlement_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "settlement_policy", b"settlement_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class SettlementPolicy(_message.Message):
+    """Who pays for an answer of which something was served before it was interrupted. Unset means BILL.
+    An answer that is complete is always billed; one that failed before any content never is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_GONE_FIELD_NUMBER: _builtins.int
+    UPSTREAM_ERROR_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    CLIENT_GONE_DRAIN_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    client_gone: Global___InterruptionPolicy.ValueType
+    """The client left first."""
+    upstream_error: Global___InterruptionPolicy.ValueType
+    """The provider reported an error in the middle of its answer."""
+    timeout: Global___InterruptionPolicy.ValueType
+    """The provider fell silent, or the whole took too long."""
+    truncated: Global___InterruptionPolicy.ValueType
+    """The provider's answer ended without its terminator."""
+    client_gone_drain_milliseconds: _builtins.int
+    """How long the rest of an answer is still read after its client has left, to learn the provider's own
+    count instead of an estimate; it is charged then. 0: the provider is stopped at once.
+    """
+    def __init__(
+        self,
+        *,
+        client_gone: Global___InterruptionPolicy.ValueType = ...,
+        upstream_error: Global___InterruptionPolicy.ValueType = ...,
+        timeout: Global___InterruptionPolicy.ValueType = ...,
+        truncated: Global___InterruptionPolicy.ValueType = ...,
+        client_gone_drain_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_gone", b"client_gone", "client_gone_drain_milliseconds", b"client_gone_drain_milliseconds", "timeout", b"timeout", "truncated", b"truncated", "upstream_error", b"upstream_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettlementPolicy: _TypeAlias = SettlementPolicy  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -303,6 +383,8 @@ class KeyGrant(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     IS_REVOKED_FIELD_NUMBER: _builtins.int
     OFFLINE_POLICY_FIELD_NUMBER: _builtins.int
+    PRICE_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
+    SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Which key."""
     verifier: _builtins.bytes
@@ -313,6 +395,8 @@ class KeyGrant(_message.Message):
     """True if the key is revoked or its account closed."""
     offline_policy: Global___OfflinePolicy.ValueType
     """Of the account."""
+    price_multiplier_ppm: _builtins.int
+    """Of the account: factor on every price, in millionths; 0 means 1000000."""
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names or patterns with one `*`; empty means all."""
@@ -320,6 +404,10 @@ class KeyGrant(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """After this it does not work; unset means never."""
+
+    @_builtins.property
+    def settlement_policy(self) -> Global___SettlementPolicy:
+        """Of the account."""
 
     def __init__(
         self,
@@ -331,10 +419,12 @@ class KeyGrant(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         is_revoked: _builtins.bool = ...,
         offline_policy: Global___OfflinePolicy.ValueType = ...,
+        price_multiplier_ppm: _builtins.int = ...,
+        settlement_policy: Global___SettlementPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "settlement_policy", b"settlement_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "settlement_policy", b"settlement_policy", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1757,6 +1847,12 @@ class GetReceiptResponse(_message.Message):
     PRICE_FIELD_NUMBER: _builtins.int
     CORRECTIONS_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    TIER_ABOVE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    UPSTREAM_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    tier_above_input_tokens: _builtins.int
+    """The tier of the price that counted, by its threshold; 0 for the base rates."""
+    upstream_cost_nano_usd: _builtins.int
+    """What all attempts together cost us at their providers, as far as it is known. Nano-USD."""
     @_builtins.property
     def event(self) -> _usage_pb2.UsageEvent:
         """What was used, and how. Without session, user agent and decision: those are in the request log only."""
@@ -1785,14 +1881,270 @@ class GetReceiptResponse(_message.Message):
         price: _provider_pb2.Price | None = ...,
         corrections: _abc.Iterable[Global___Transaction] | None = ...,
         gaps: _abc.Iterable[Global___ReceiptGap.ValueType] | None = ...,
+        tier_above_input_tokens: _builtins.int = ...,
+        upstream_cost_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "price", b"price", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "event", b"event", "gaps", b"gaps", "price", b"price", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrections", b"corrections", "event", b"event", "gaps", b"gaps", "price", b"price", "tier_above_input_tokens", b"tier_above_input_tokens", "transaction", b"transaction", "upstream_cost_nano_usd", b"upstream_cost_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReceiptResponse: _TypeAlias = GetReceiptResponse  # noqa: Y015
+
+@_typing.final
+class ListUnpricedModelsRequest(_message.Message):
+    """Asks for a page of models without a price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 means 50, above 1000 means 1000, below 0 is an error."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that were finished from then on, if set."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that were finished before then, if set."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnpricedModelsRequest: _TypeAlias = ListUnpricedModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListUnpricedModelsResponse(_message.Message):
+    """A page of models without a price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnpricedModel]:
+        """By model."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___UnpricedModel] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUnpricedModelsResponse: _TypeAlias = ListUnpricedModelsResponse  # noqa: Y015
+
+@_typing.final
+class UnpricedModel(_message.Message):
+    """What was asked of a model while it had no price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As the clients named it."""
+    request_count: _builtins.int
+    """How many requests."""
+    @_builtins.property
+    def tokens(self) -> _usage_pb2.Tokens:
+        """What they used."""
+
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first of them was finished."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last of them was finished."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        request_count: _builtins.int = ...,
+        tokens: _usage_pb2.Tokens | None = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "last_time", b"last_time", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "last_time", b"last_time", "model", b"model", "request_count", b"request_count", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpricedModel: _TypeAlias = UnpricedModel  # noqa: Y015
+
+@_typing.final
+class RepriceUsageRequest(_message.Message):
+    """Asks for requests to be priced again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    ONLY_UNPRICED_FIELD_NUMBER: _builtins.int
+    RECOUNTS_FIELD_NUMBER: _builtins.int
+    IS_DRY_RUN_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Exact name, as the clients sent it."""
+    account_id: _builtins.str
+    """Only of this account, if set."""
+    price_id: _builtins.str
+    """The price to apply; empty means the one that is in the catalogue now for the time of each request."""
+    only_unpriced: _builtins.bool
+    """Only requests that have no price yet."""
+    recounts: _builtins.bool
+    """Whether tokens are read anew from the provider's own usage, where that was complete and is kept."""
+    is_dry_run: _builtins.bool
+    """If true, nothing is booked: the answer says what would be."""
+    page_size: _builtins.int
+    """How many requests to look at; 0 means 200, above 1000 means 1000, below 0 is an error."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that were finished from then on, if set."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that were finished before then, if set."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        price_id: _builtins.str = ...,
+        only_unpriced: _builtins.bool = ...,
+        recounts: _builtins.bool = ...,
+        is_dry_run: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "is_dry_run", b"is_dry_run", "model", b"model", "only_unpriced", b"only_unpriced", "page_size", b"page_size", "page_token", b"page_token", "price_id", b"price_id", "recounts", b"recounts", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepriceUsageRequest: _TypeAlias = RepriceUsageRequest  # noqa: Y015
+
+@_typing.final
+class RepriceUsageResponse(_message.Message):
+    """One page of requests, priced again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPRICINGS_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    UNPRICED_COUNT_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    unchanged_count: _builtins.int
+    """How many are priced so already."""
+    unpriced_count: _builtins.int
+    """How many still have no price."""
+    skipped_count: _builtins.int
+    """How many are left alone: corrected by hand before, waived, or booked without their event."""
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def repricings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Repricing]:
+        """Those whose price or cost changes."""
+
+    def __init__(
+        self,
+        *,
+        repricings: _abc.Iterable[Global___Repricing] | None = ...,
+        unchanged_count: _builtins.int = ...,
+        unpriced_count: _builtins.int = ...,
+        skipped_count: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "repricings", b"repricings", "skipped_count", b"skipped_count", "unchanged_count", b"unchanged_count", "unpriced_count", b"unpriced_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepriceUsageResponse: _TypeAlias = RepriceUsageResponse  # noqa: Y015
+
+@_typing.final
+class Repricing(_message.Message):
+    """One request that is priced again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    PREVIOUS_NANO_USD_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Which request."""
+    account_id: _builtins.str
+    """Who paid."""
+    price_id: _builtins.str
+    """The price that is applied now."""
+    previous_nano_usd: _builtins.int
+    """What it was priced at before, with earlier repricings, in nano-USD."""
+    cost_nano_usd: _builtins.int
+    """What it costs now, in nano-USD."""
+    transaction_id: _builtins.str
+    """The entry that corrects it; empty in a dry run."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        price_id: _builtins.str = ...,
+        previous_nano_usd: _builtins.int = ...,
+        cost_nano_usd: _builtins.int = ...,
+        transaction_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cost_nano_usd", b"cost_nano_usd", "previous_nano_usd", b"previous_nano_usd", "price_id", b"price_id", "request_id", b"request_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Repricing: _TypeAlias = Repricing  # noqa: Y015
 
 @_typing.final
 class WatchBudgetRequest(_message.Message):

@@ -150,6 +150,16 @@ class BillingServiceStub:
                 request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptRequest.SerializeToString,
                 response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptResponse.FromString,
                 _registered_method=True)
+        self.ListUnpricedModels = channel.unary_unary(
+                '/lurus.billing.v1.BillingService/ListUnpricedModels',
+                request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsRequest.SerializeToString,
+                response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsResponse.FromString,
+                _registered_method=True)
+        self.RepriceUsage = channel.unary_unary(
+                '/lurus.billing.v1.BillingService/RepriceUsage',
+                request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageRequest.SerializeToString,
+                response_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageResponse.FromString,
+                _registered_method=True)
         self.WatchBudget = channel.unary_stream(
                 '/lurus.billing.v1.BillingService/WatchBudget',
                 request_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.WatchBudgetRequest.SerializeToString,
@@ -347,6 +357,22 @@ class BillingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUnpricedModels(self, request, context):
+        """Lists the models of requests that had no price and are not priced since, by model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepriceUsage(self, request, context):
+        """Prices requests of a model again, from what was recorded of each, and books the difference as a new
+        entry that corrects the first. A request that is priced so already is left as it is, so a repeat
+        books nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchBudget(self, request, context):
         """Streams an account's balance and quota: as they are, then each time they have changed.
         """
@@ -501,6 +527,16 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.GetReceipt,
                     request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptRequest.FromString,
                     response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptResponse.SerializeToString,
+            ),
+            'ListUnpricedModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnpricedModels,
+                    request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsRequest.FromString,
+                    response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsResponse.SerializeToString,
+            ),
+            'RepriceUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepriceUsage,
+                    request_deserializer=lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageRequest.FromString,
+                    response_serializer=lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageResponse.SerializeToString,
             ),
             'WatchBudget': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchBudget,
@@ -1150,6 +1186,60 @@ class BillingService:
             '/lurus.billing.v1.BillingService/GetReceipt',
             lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptRequest.SerializeToString,
             lurus_dot_billing_dot_v1_dot_billing__pb2.GetReceiptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnpricedModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.billing.v1.BillingService/ListUnpricedModels',
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsRequest.SerializeToString,
+            lurus_dot_billing_dot_v1_dot_billing__pb2.ListUnpricedModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepriceUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.billing.v1.BillingService/RepriceUsage',
+            lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageRequest.SerializeToString,
+            lurus_dot_billing_dot_v1_dot_billing__pb2.RepriceUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,13 @@ class BillingServiceStub:
     """
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetReceiptRequest, _billing_pb2.GetReceiptResponse]
     """Explains what one request cost and why."""
+    ListUnpricedModels: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListUnpricedModelsRequest, _billing_pb2.ListUnpricedModelsResponse]
+    """Lists the models of requests that had no price and are not priced since, by model."""
+    RepriceUsage: _grpc.UnaryUnaryMultiCallable[_billing_pb2.RepriceUsageRequest, _billing_pb2.RepriceUsageResponse]
+    """Prices requests of a model again, from what was recorded of each, and books the difference as a new
+    entry that corrects the first. A request that is priced so already is left as it is, so a repeat
+    books nothing.
+    """
     WatchBudget: _grpc.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]
     """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]
@@ -162,6 +169,13 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """
     GetReceipt: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetReceiptRequest, _billing_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """Explains what one request cost and why."""
+    ListUnpricedModels: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListUnpricedModelsRequest, _billing_pb2.ListUnpricedModelsResponse]  # type: ignore[assignment]
+    """Lists the models of requests that had no price and are not priced since, by model."""
+    RepriceUsage: _aio.UnaryUnaryMultiCallable[_billing_pb2.RepriceUsageRequest, _billing_pb2.RepriceUsageResponse]  # type: ignore[assignment]
+    """Prices requests of a model again, from what was recorded of each, and books the difference as a new
+    entry that corrects the first. A request that is priced so already is left as it is, so a repeat
+    books nothing.
+    """
     WatchBudget: _aio.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]  # type: ignore[assignment]
     """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]  # type: ignore[assignment]
@@ -371,6 +385,25 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.GetReceiptResponse, _abc.Awaitable[_billing_pb2.GetReceiptResponse]]:
         """Explains what one request cost and why."""
+
+    @_abc_1.abstractmethod
+    def ListUnpricedModels(
+        self,
+        request: _billing_pb2.ListUnpricedModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListUnpricedModelsResponse, _abc.Awaitable[_billing_pb2.ListUnpricedModelsResponse]]:
+        """Lists the models of requests that had no price and are not priced since, by model."""
+
+    @_abc_1.abstractmethod
+    def RepriceUsage(
+        self,
+        request: _billing_pb2.RepriceUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.RepriceUsageResponse, _abc.Awaitable[_billing_pb2.RepriceUsageResponse]]:
+        """Prices requests of a model again, from what was recorded of each, and books the difference as a new
+        entry that corrects the first. A request that is priced so already is left as it is, so a repeat
+        books nothing.
+        """
 
     @_abc_1.abstractmethod
     def WatchBudget(

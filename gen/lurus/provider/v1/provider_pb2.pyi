@@ -391,6 +391,8 @@ class Price(_message.Message):
     OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    UNIT_RATES_FIELD_NUMBER: _builtins.int
     price_id: _builtins.str
     """ULID with the prefix `price_`, or chosen by the caller; empty when created means a new one."""
     model: _builtins.str
@@ -421,6 +423,14 @@ class Price(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
 
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
+        """Other rates for long prompts, by rising threshold; each threshold once."""
+
+    @_builtins.property
+    def unit_rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitRate]:
+        """Rates of what is not tokens; each kind once. What is not here costs nothing and is marked."""
+
     def __init__(
         self,
         *,
@@ -437,14 +447,92 @@ class Price(_message.Message):
         output_nano_usd: _builtins.int = ...,
         source: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        tiers: _abc.Iterable[Global___PriceTier] | None = ...,
+        unit_rates: _abc.Iterable[Global___UnitRate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_read_nano_usd", b"cache_read_nano_usd", "cache_write_12h_nano_usd", b"cache_write_12h_nano_usd", "cache_write_1h_nano_usd", b"cache_write_1h_nano_usd", "cache_write_30m_nano_usd", b"cache_write_30m_nano_usd", "cache_write_5m_nano_usd", b"cache_write_5m_nano_usd", "create_time", b"create_time", "effective_time", b"effective_time", "input_nano_usd", b"input_nano_usd", "model", b"model", "output_nano_usd", b"output_nano_usd", "price_id", b"price_id", "provider_id", b"provider_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_read_nano_usd", b"cache_read_nano_usd", "cache_write_12h_nano_usd", b"cache_write_12h_nano_usd", "cache_write_1h_nano_usd", b"cache_write_1h_nano_usd", "cache_write_30m_nano_usd", b"cache_write_30m_nano_usd", "cache_write_5m_nano_usd", b"cache_write_5m_nano_usd", "create_time", b"create_time", "effective_time", b"effective_time", "input_nano_usd", b"input_nano_usd", "model", b"model", "output_nano_usd", b"output_nano_usd", "price_id", b"price_id", "provider_id", b"provider_id", "source", b"source", "tiers", b"tiers", "unit_rates", b"unit_rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class PriceTier(_message.Message):
+    """The rates of a long prompt. They count for the whole request, not only for what is above the threshold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOVE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_READ_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_5M_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_30M_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_1H_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_12H_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    above_input_tokens: _builtins.int
+    """Counts if all input together (fresh, read from and written to the cache) is more than this many tokens."""
+    input_nano_usd: _builtins.int
+    """Fresh input."""
+    cache_read_nano_usd: _builtins.int
+    """Input read from the cache."""
+    cache_write_5m_nano_usd: _builtins.int
+    """Input written to the cache for 5 minutes."""
+    cache_write_30m_nano_usd: _builtins.int
+    """Input written to the cache for 30 minutes."""
+    cache_write_1h_nano_usd: _builtins.int
+    """Input written to the cache for 1 hour."""
+    cache_write_12h_nano_usd: _builtins.int
+    """Input written to the cache for 12 hours."""
+    output_nano_usd: _builtins.int
+    """Output, reasoning included."""
+    def __init__(
+        self,
+        *,
+        above_input_tokens: _builtins.int = ...,
+        input_nano_usd: _builtins.int = ...,
+        cache_read_nano_usd: _builtins.int = ...,
+        cache_write_5m_nano_usd: _builtins.int = ...,
+        cache_write_30m_nano_usd: _builtins.int = ...,
+        cache_write_1h_nano_usd: _builtins.int = ...,
+        cache_write_12h_nano_usd: _builtins.int = ...,
+        output_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above_input_tokens", b"above_input_tokens", "cache_read_nano_usd", b"cache_read_nano_usd", "cache_write_12h_nano_usd", b"cache_write_12h_nano_usd", "cache_write_1h_nano_usd", b"cache_write_1h_nano_usd", "cache_write_30m_nano_usd", b"cache_write_30m_nano_usd", "cache_write_5m_nano_usd", b"cache_write_5m_nano_usd", "input_nano_usd", b"input_nano_usd", "output_nano_usd", b"output_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceTier: _TypeAlias = PriceTier  # noqa: Y015
+
+@_typing.final
+class UnitRate(_message.Message):
+    """What a unit costs that is not a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NANO_USD_PER_THOUSAND_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Which: `web_search`, `web_fetch`, `image_gen_images`, as in a usage event."""
+    nano_usd_per_thousand: _builtins.int
+    """Nano-USD per thousand of them: 10000000000 is 10 US dollars per thousand, or 1 cent each."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        nano_usd_per_thousand: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "nano_usd_per_thousand", b"nano_usd_per_thousand"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitRate: _TypeAlias = UnitRate  # noqa: Y015
 
 @_typing.final
 class MatchedProvider(_message.Message):
@@ -1254,6 +1342,128 @@ class DeletePriceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeletePriceResponse: _TypeAlias = DeletePriceResponse  # noqa: Y015
+
+@_typing.final
+class ImportPricesRequest(_message.Message):
+    """Asks for many prices to be added."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICES_FIELD_NUMBER: _builtins.int
+    IS_DRY_RUN_FIELD_NUMBER: _builtins.int
+    is_dry_run: _builtins.bool
+    """If true, nothing is stored: the answer says what would be."""
+    @_builtins.property
+    def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
+        """The prices. Without an id each gets a new one; without a time all count from the same moment on."""
+
+    def __init__(
+        self,
+        *,
+        prices: _abc.Iterable[Global___Price] | None = ...,
+        is_dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_dry_run", b"is_dry_run", "prices", b"prices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportPricesRequest: _TypeAlias = ImportPricesRequest  # noqa: Y015
+
+@_typing.final
+class ImportPricesResponse(_message.Message):
+    """What was stored, or would be. If there is a problem, nothing was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    unchanged_count: _builtins.int
+    """How many have the rates that are in effect already."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceChange]:
+        """What is new, or differs from what is in effect at its time, in the order of the request."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportProblem]:
+        """What is wrong; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___PriceChange] | None = ...,
+        unchanged_count: _builtins.int = ...,
+        problems: _abc.Iterable[Global___ImportProblem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "problems", b"problems", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportPricesResponse: _TypeAlias = ImportPricesResponse  # noqa: Y015
+
+@_typing.final
+class PriceChange(_message.Message):
+    """One price of an import, and what it follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """The new price; with its id, unless this is a dry run."""
+
+    @_builtins.property
+    def previous(self) -> Global___Price:
+        """What is in effect at its time; unset if nothing is."""
+
+    def __init__(
+        self,
+        *,
+        price: Global___Price | None = ...,
+        previous: Global___Price | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "price", b"price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceChange: _TypeAlias = PriceChange  # noqa: Y015
+
+@_typing.final
+class ImportProblem(_message.Message):
+    """Why an import cannot be stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which of the prices, from 0."""
+    field: _builtins.str
+    """The field of it, such as `provider_id`; empty if it is all of it."""
+    message: _builtins.str
+    """What is wrong, in one sentence."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        field: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "index", b"index", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportProblem: _TypeAlias = ImportProblem  # noqa: Y015
 
 @_typing.final
 class MatchModelRequest(_message.Message):

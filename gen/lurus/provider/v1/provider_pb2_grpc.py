@@ -110,6 +110,11 @@ class ProviderServiceStub:
                 request_serializer=lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceRequest.SerializeToString,
                 response_deserializer=lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceResponse.FromString,
                 _registered_method=True)
+        self.ImportPrices = channel.unary_unary(
+                '/lurus.provider.v1.ProviderService/ImportPrices',
+                request_serializer=lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesRequest.SerializeToString,
+                response_deserializer=lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesResponse.FromString,
+                _registered_method=True)
         self.MatchModel = channel.unary_unary(
                 '/lurus.provider.v1.ProviderService/MatchModel',
                 request_serializer=lurus_dot_provider_dot_v1_dot_provider__pb2.MatchModelRequest.SerializeToString,
@@ -247,6 +252,14 @@ class ProviderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportPrices(self, request, context):
+        """Adds many prices, all or none. A price whose rates are in effect already is no change, so the same
+        import again adds nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MatchModel(self, request, context):
         """Returns the providers that serve a model, best match first, with the name each knows it by.
         """
@@ -359,6 +372,11 @@ def add_ProviderServiceServicer_to_server(servicer, server):
                     servicer.DeletePrice,
                     request_deserializer=lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceRequest.FromString,
                     response_serializer=lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceResponse.SerializeToString,
+            ),
+            'ImportPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportPrices,
+                    request_deserializer=lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesRequest.FromString,
+                    response_serializer=lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesResponse.SerializeToString,
             ),
             'MatchModel': grpc.unary_unary_rpc_method_handler(
                     servicer.MatchModel,
@@ -792,6 +810,33 @@ class ProviderService:
             '/lurus.provider.v1.ProviderService/DeletePrice',
             lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceRequest.SerializeToString,
             lurus_dot_provider_dot_v1_dot_provider__pb2.DeletePriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.provider.v1.ProviderService/ImportPrices',
+            lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesRequest.SerializeToString,
+            lurus_dot_provider_dot_v1_dot_provider__pb2.ImportPricesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,10 @@ class ProviderServiceStub:
     """
     DeletePrice: _grpc.UnaryUnaryMultiCallable[_provider_pb2.DeletePriceRequest, _provider_pb2.DeletePriceResponse]
     """Deletes a price that is not in effect yet; else FAILED_PRECONDITION."""
+    ImportPrices: _grpc.UnaryUnaryMultiCallable[_provider_pb2.ImportPricesRequest, _provider_pb2.ImportPricesResponse]
+    """Adds many prices, all or none. A price whose rates are in effect already is no change, so the same
+    import again adds nothing.
+    """
     MatchModel: _grpc.UnaryUnaryMultiCallable[_provider_pb2.MatchModelRequest, _provider_pb2.MatchModelResponse]
     """Returns the providers that serve a model, best match first, with the name each knows it by."""
     CheckHealth: _grpc.UnaryUnaryMultiCallable[_provider_pb2.CheckHealthRequest, _provider_pb2.CheckHealthResponse]
@@ -113,6 +117,10 @@ class ProviderServiceAsyncStub(ProviderServiceStub):
     """
     DeletePrice: _aio.UnaryUnaryMultiCallable[_provider_pb2.DeletePriceRequest, _provider_pb2.DeletePriceResponse]  # type: ignore[assignment]
     """Deletes a price that is not in effect yet; else FAILED_PRECONDITION."""
+    ImportPrices: _aio.UnaryUnaryMultiCallable[_provider_pb2.ImportPricesRequest, _provider_pb2.ImportPricesResponse]  # type: ignore[assignment]
+    """Adds many prices, all or none. A price whose rates are in effect already is no change, so the same
+    import again adds nothing.
+    """
     MatchModel: _aio.UnaryUnaryMultiCallable[_provider_pb2.MatchModelRequest, _provider_pb2.MatchModelResponse]  # type: ignore[assignment]
     """Returns the providers that serve a model, best match first, with the name each knows it by."""
     CheckHealth: _aio.UnaryUnaryMultiCallable[_provider_pb2.CheckHealthRequest, _provider_pb2.CheckHealthResponse]  # type: ignore[assignment]
@@ -248,6 +256,16 @@ class ProviderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_provider_pb2.DeletePriceResponse, _abc.Awaitable[_provider_pb2.DeletePriceResponse]]:
         """Deletes a price that is not in effect yet; else FAILED_PRECONDITION."""
+
+    @_abc_1.abstractmethod
+    def ImportPrices(
+        self,
+        request: _provider_pb2.ImportPricesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_provider_pb2.ImportPricesResponse, _abc.Awaitable[_provider_pb2.ImportPricesResponse]]:
+        """Adds many prices, all or none. A price whose rates are in effect already is no change, so the same
+        import again adds nothing.
+        """
 
     @_abc_1.abstractmethod
     def MatchModel(

@@ -79,6 +79,38 @@ TOKEN_SOURCE_ESTIMATED: TokenSource.ValueType  # 3
 """Counted by us from what was forwarded."""
 Global___TokenSource: _TypeAlias = TokenSource  # noqa: Y015
 
+class _ChargeReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChargeReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChargeReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHARGE_REASON_UNSPECIFIED: _ChargeReason.ValueType  # 0
+    """Not stated: an event of a caller that reports usage itself, or of before this was recorded."""
+    CHARGE_REASON_COMPLETE: _ChargeReason.ValueType  # 1
+    """The answer is complete: the provider's numbers are charged, or estimates if it gave none."""
+    CHARGE_REASON_NOTHING_SERVED: _ChargeReason.ValueType  # 2
+    """Nothing is charged: no provider was called, it refused, or it failed before any content."""
+    CHARGE_REASON_BILLED_BY_POLICY: _ChargeReason.ValueType  # 3
+    """The answer was interrupted, and by the account's policy what was served of it is charged."""
+    CHARGE_REASON_WAIVED_BY_POLICY: _ChargeReason.ValueType  # 4
+    """The answer was interrupted, and by the account's policy it is not charged."""
+
+class ChargeReason(_ChargeReason, metaclass=_ChargeReasonEnumTypeWrapper):
+    """Why a request is charged, or not."""
+
+CHARGE_REASON_UNSPECIFIED: ChargeReason.ValueType  # 0
+"""Not stated: an event of a caller that reports usage itself, or of before this was recorded."""
+CHARGE_REASON_COMPLETE: ChargeReason.ValueType  # 1
+"""The answer is complete: the provider's numbers are charged, or estimates if it gave none."""
+CHARGE_REASON_NOTHING_SERVED: ChargeReason.ValueType  # 2
+"""Nothing is charged: no provider was called, it refused, or it failed before any content."""
+CHARGE_REASON_BILLED_BY_POLICY: ChargeReason.ValueType  # 3
+"""The answer was interrupted, and by the account's policy what was served of it is charged."""
+CHARGE_REASON_WAIVED_BY_POLICY: ChargeReason.ValueType  # 4
+"""The answer was interrupted, and by the account's policy it is not charged."""
+Global___ChargeReason: _TypeAlias = ChargeReason  # noqa: Y015
+
 class _Terminal:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -168,6 +200,15 @@ class UsageEvent(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     RAW_USAGE_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    PROVIDER_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
+    ACCOUNT_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
+    CHARGE_REASON_FIELD_NUMBER: _builtins.int
+    WAIVED_NANO_USD_FIELD_NUMBER: _builtins.int
+    UPSTREAM_DIALECT_FIELD_NUMBER: _builtins.int
+    HAS_UNPRICED_UNITS_FIELD_NUMBER: _builtins.int
+    LOST_CACHE_TOKENS_FIELD_NUMBER: _builtins.int
+    LOST_CACHE_NANO_USD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """ULID with the prefix `req_`, made by us. Redelivery repeats it."""
     account_id: _builtins.str
@@ -195,7 +236,7 @@ class UsageEvent(_message.Message):
     terminal: Global___Terminal.ValueType
     """How the request ended."""
     cost_nano_usd: _builtins.int
-    """What the account pays, in nano-USD. >= 0; 0 if `is_unpriced`."""
+    """What the account pays, in nano-USD. >= 0; 0 if `is_unpriced`, or waived by its policy."""
     price_id: _builtins.str
     """The dated price that was applied; empty if `is_unpriced` or nothing was used."""
     is_unpriced: _builtins.bool
@@ -222,6 +263,25 @@ class UsageEvent(_message.Message):
     """The provider's usage JSON as it came, so that a request can be priced again."""
     decision: _builtins.bytes
     """Why this provider: the plan at the time, as JSON of `ExplainRouteResponse`."""
+    provider_multiplier_ppm: _builtins.int
+    """Factor of the provider that answered, in millionths; 0 means 1000000."""
+    account_multiplier_ppm: _builtins.int
+    """Factor of the account, in millionths; 0 means 1000000."""
+    charge_reason: Global___ChargeReason.ValueType
+    """Why it is charged, or not."""
+    waived_nano_usd: _builtins.int
+    """What the account would have paid, had its policy not waived it. Nano-USD."""
+    upstream_dialect: Global___Dialect.ValueType
+    """Dialect in which the provider was asked: the one of `raw_usage`."""
+    has_unpriced_units: _builtins.bool
+    """True if a unit was used for which the price has no rate: it cost nothing."""
+    lost_cache_tokens: _builtins.int
+    """Tokens that the session's last answer had left in the cache of another credential, and that this one
+    therefore had to take as fresh input. Unset if the session is not known to this worker, or was served
+    by the same credential before.
+    """
+    lost_cache_nano_usd: _builtins.int
+    """What they cost more than they would have cost as `cache_read`. Nano-USD, part of what is charged."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the request was finished. It never changes on a retry."""
@@ -245,6 +305,10 @@ class UsageEvent(_message.Message):
     @_builtins.property
     def total_duration(self) -> _duration_pb2.Duration:
         """From arrival to the end."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitCount]:
+        """What was used besides tokens; each kind once."""
 
     def __init__(
         self,
@@ -282,14 +346,51 @@ class UsageEvent(_message.Message):
         lease_id: _builtins.str = ...,
         raw_usage: _builtins.bytes = ...,
         decision: _builtins.bytes = ...,
+        units: _abc.Iterable[Global___UnitCount] | None = ...,
+        provider_multiplier_ppm: _builtins.int = ...,
+        account_multiplier_ppm: _builtins.int = ...,
+        charge_reason: Global___ChargeReason.ValueType = ...,
+        waived_nano_usd: _builtins.int = ...,
+        upstream_dialect: Global___Dialect.ValueType = ...,
+        has_unpriced_units: _builtins.bool = ...,
+        lost_cache_tokens: _builtins.int | None = ...,
+        lost_cache_nano_usd: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "first_event_duration", b"first_event_duration", "start_time", b"start_time", "tokens", b"tokens", "total_duration", b"total_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lost_cache_tokens", b"_lost_cache_tokens", "event_time", b"event_time", "first_event_duration", b"first_event_duration", "lost_cache_tokens", b"lost_cache_tokens", "start_time", b"start_time", "tokens", b"tokens", "total_duration", b"total_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "attempts", b"attempts", "cost_nano_usd", b"cost_nano_usd", "credential_id", b"credential_id", "decision", b"decision", "dialect", b"dialect", "error_reason", b"error_reason", "event_time", b"event_time", "first_event_duration", b"first_event_duration", "http_status", b"http_status", "is_streaming", b"is_streaming", "is_unpriced", b"is_unpriced", "key_id", b"key_id", "lease_id", b"lease_id", "model", b"model", "path", b"path", "price_id", b"price_id", "provider_id", b"provider_id", "raw_usage", b"raw_usage", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "session_id", b"session_id", "start_time", b"start_time", "stop_reason", b"stop_reason", "terminal", b"terminal", "token_source", b"token_source", "tokens", b"tokens", "total_duration", b"total_duration", "upstream_model", b"upstream_model", "upstream_request_id", b"upstream_request_id", "user_agent", b"user_agent", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lost_cache_tokens", b"_lost_cache_tokens", "account_id", b"account_id", "account_multiplier_ppm", b"account_multiplier_ppm", "attempts", b"attempts", "charge_reason", b"charge_reason", "cost_nano_usd", b"cost_nano_usd", "credential_id", b"credential_id", "decision", b"decision", "dialect", b"dialect", "error_reason", b"error_reason", "event_time", b"event_time", "first_event_duration", b"first_event_duration", "has_unpriced_units", b"has_unpriced_units", "http_status", b"http_status", "is_streaming", b"is_streaming", "is_unpriced", b"is_unpriced", "key_id", b"key_id", "lease_id", b"lease_id", "lost_cache_nano_usd", b"lost_cache_nano_usd", "lost_cache_tokens", b"lost_cache_tokens", "model", b"model", "path", b"path", "price_id", b"price_id", "provider_id", b"provider_id", "provider_multiplier_ppm", b"provider_multiplier_ppm", "raw_usage", b"raw_usage", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "session_id", b"session_id", "start_time", b"start_time", "stop_reason", b"stop_reason", "terminal", b"terminal", "token_source", b"token_source", "tokens", b"tokens", "total_duration", b"total_duration", "units", b"units", "upstream_dialect", b"upstream_dialect", "upstream_model", b"upstream_model", "upstream_request_id", b"upstream_request_id", "user_agent", b"user_agent", "waived_nano_usd", b"waived_nano_usd", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lost_cache_tokens: _TypeAlias = _typing.Literal["lost_cache_tokens"]  # noqa: Y015
+    _WhichOneofArgType__lost_cache_tokens: _TypeAlias = _typing.Literal["_lost_cache_tokens", b"_lost_cache_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lost_cache_tokens) -> _WhichOneofReturnType__lost_cache_tokens | None: ...
+
+Global___UsageEvent: _TypeAlias = UsageEvent  # noqa: Y015
+
+@_typing.final
+class UnitCount(_message.Message):
+    """A count of something that is not a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """What: `web_search`, `web_fetch`, `image_gen_images`, as the provider names its tool."""
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UsageEvent: _TypeAlias = UsageEvent  # noqa: Y015
+Global___UnitCount: _TypeAlias = UnitCount  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):
@@ -356,6 +457,12 @@ class Attempt(_message.Message):
     ERROR_REASON_FIELD_NUMBER: _builtins.int
     FIRST_EVENT_DURATION_FIELD_NUMBER: _builtins.int
     TOTAL_DURATION_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_SOURCE_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    PROVIDER_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     provider_id: _builtins.str
     """The provider that was called."""
     credential_id: _builtins.str
@@ -366,6 +473,14 @@ class Attempt(_message.Message):
     """HTTP status of the provider; 0 if there was none."""
     error_reason: _builtins.str
     """Value of `lurus.errors.v1.ErrorReason` without its prefix; empty for the attempt that answered."""
+    token_source: Global___TokenSource.ValueType
+    """Where the counts come from; unspecified if nothing is known."""
+    cost_nano_usd: _builtins.int
+    """What the call costs us at this provider: its price times its multiplier, without the account's. Nano-USD."""
+    provider_multiplier_ppm: _builtins.int
+    """Factor of the provider, in millionths; 0 means 1000000."""
+    price_id: _builtins.str
+    """The dated price that was applied; empty if none was, or nothing is known to be used."""
     @_builtins.property
     def first_event_duration(self) -> _duration_pb2.Duration:
         """From the call to the provider's first body byte; unset if none came."""
@@ -373,6 +488,14 @@ class Attempt(_message.Message):
     @_builtins.property
     def total_duration(self) -> _duration_pb2.Duration:
         """From the call to its end."""
+
+    @_builtins.property
+    def tokens(self) -> Global___Tokens:
+        """What the provider counted; of an attempt that failed, only what it had stated by then."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitCount]:
+        """What was used besides tokens."""
 
     def __init__(
         self,
@@ -384,10 +507,16 @@ class Attempt(_message.Message):
         error_reason: _builtins.str = ...,
         first_event_duration: _duration_pb2.Duration | None = ...,
         total_duration: _duration_pb2.Duration | None = ...,
+        tokens: Global___Tokens | None = ...,
+        token_source: Global___TokenSource.ValueType = ...,
+        cost_nano_usd: _builtins.int = ...,
+        provider_multiplier_ppm: _builtins.int = ...,
+        price_id: _builtins.str = ...,
+        units: _abc.Iterable[Global___UnitCount] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_event_duration", b"first_event_duration", "total_duration", b"total_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_event_duration", b"first_event_duration", "tokens", b"tokens", "total_duration", b"total_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_id", b"credential_id", "error_reason", b"error_reason", "first_event_duration", b"first_event_duration", "http_status", b"http_status", "provider_id", b"provider_id", "total_duration", b"total_duration", "upstream_model", b"upstream_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "credential_id", b"credential_id", "error_reason", b"error_reason", "first_event_duration", b"first_event_duration", "http_status", b"http_status", "price_id", b"price_id", "provider_id", b"provider_id", "provider_multiplier_ppm", b"provider_multiplier_ppm", "token_source", b"token_source", "tokens", b"tokens", "total_duration", b"total_duration", "units", b"units", "upstream_model", b"upstream_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

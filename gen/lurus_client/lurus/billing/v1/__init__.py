@@ -46,6 +46,21 @@ class OfflinePolicy(betterproto.Enum):
     """Refuse at once."""
 
 
+class InterruptionPolicy(betterproto.Enum):
+    """Who pays for an interrupted answer."""
+
+    UNSPECIFIED = 0
+    """BILL."""
+
+    BILL = 1
+    """
+    The account pays what was served: the provider's numbers so far, and estimates where it gave none.
+    """
+
+    WAIVE = 2
+    """The account pays nothing; what it would have paid is recorded."""
+
+
 class ReservationState(betterproto.Enum):
     """What became of a reservation."""
 
@@ -87,7 +102,9 @@ class ReceiptGap(betterproto.Enum):
     """Never sent."""
 
     UPSTREAM_COST = 1
-    """What each attempt has cost us at its provider: it is not recorded."""
+    """
+    What each attempt has cost us at its provider: of at least one it is not known.
+    """
 
     PRICE = 2
     """
@@ -96,11 +113,16 @@ class ReceiptGap(betterproto.Enum):
 
     MULTIPLIER = 3
     """
-    Why the cost differs from tokens by rates: a provider's multiplier is applied, and not recorded.
+    Why the cost differs from what was used by rates and multipliers: something is not recorded.
     """
 
     EVENT = 4
     """How the request went: it was booked without its event."""
+
+    UNIT_RATE = 5
+    """
+    What a unit costs that was used: the price has no rate for it, and it was not charged.
+    """
 
 
 class TransactionKind(betterproto.Enum):
@@ -155,6 +177,40 @@ class Account(betterproto.Message):
 
     update_time: datetime = betterproto.message_field(8)
     """Set by the service."""
+
+    price_multiplier_ppm: int = betterproto.int64_field(9)
+    """
+    Factor on every price, in millionths: 1000000 is 1.0; 0 means 1000000.
+    """
+
+    settlement_policy: "SettlementPolicy" = betterproto.message_field(10)
+    """Who pays for answers that were interrupted."""
+
+
+@dataclass(eq=False, repr=False)
+class SettlementPolicy(betterproto.Message):
+    """
+    Who pays for an answer of which something was served before it was interrupted. Unset means BILL.
+     An answer that is complete is always billed; one that failed before any content never is.
+    """
+
+    client_gone: "InterruptionPolicy" = betterproto.enum_field(1)
+    """The client left first."""
+
+    upstream_error: "InterruptionPolicy" = betterproto.enum_field(2)
+    """The provider reported an error in the middle of its answer."""
+
+    timeout: "InterruptionPolicy" = betterproto.enum_field(3)
+    """The provider fell silent, or the whole took too long."""
+
+    truncated: "InterruptionPolicy" = betterproto.enum_field(4)
+    """The provider's answer ended without its terminator."""
+
+    client_gone_drain_milliseconds: int = betterproto.int32_field(5)
+    """
+    How long the rest of an answer is still read after its client has left, to learn the provider's own
+     count instead of an estimate; it is charged then. 0: the provider is stopped at once.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -214,6 +270,14 @@ class KeyGrant(betterproto.Message):
     """True if the key is revoked or its account closed."""
 
     offline_policy: "OfflinePolicy" = betterproto.enum_field(7)
+    """Of the account."""
+
+    price_multiplier_ppm: int = betterproto.int64_field(8)
+    """
+    Of the account: factor on every price, in millionths; 0 means 1000000.
+    """
+
+    settlement_policy: "SettlementPolicy" = betterproto.message_field(9)
     """Of the account."""
 
 
@@ -869,6 +933,150 @@ class GetReceiptResponse(betterproto.Message):
     gaps: List["ReceiptGap"] = betterproto.enum_field(5)
     """What this receipt cannot tell. Nothing in it is guessed."""
 
+    tier_above_input_tokens: int = betterproto.int64_field(6)
+    """
+    The tier of the price that counted, by its threshold; 0 for the base rates.
+    """
+
+    upstream_cost_nano_usd: int = betterproto.int64_field(7)
+    """
+    What all attempts together cost us at their providers, as far as it is known. Nano-USD.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ListUnpricedModelsRequest(betterproto.Message):
+    """Asks for a page of models without a price."""
+
+    page_size: int = betterproto.int32_field(1)
+    """0 means 50, above 1000 means 1000, below 0 is an error."""
+
+    page_token: str = betterproto.string_field(2)
+    """From the previous page; empty for the first."""
+
+    start_time: datetime = betterproto.message_field(3)
+    """Only requests that were finished from then on, if set."""
+
+    end_time: datetime = betterproto.message_field(4)
+    """Only requests that were finished before then, if set."""
+
+
+@dataclass(eq=False, repr=False)
+class ListUnpricedModelsResponse(betterproto.Message):
+    """A page of models without a price."""
+
+    models: List["UnpricedModel"] = betterproto.message_field(1)
+    """By model."""
+
+    next_page_token: str = betterproto.string_field(2)
+    """Empty on the last page."""
+
+
+@dataclass(eq=False, repr=False)
+class UnpricedModel(betterproto.Message):
+    """What was asked of a model while it had no price."""
+
+    model: str = betterproto.string_field(1)
+    """As the clients named it."""
+
+    request_count: int = betterproto.int64_field(2)
+    """How many requests."""
+
+    tokens: "__usage_v1__.Tokens" = betterproto.message_field(3)
+    """What they used."""
+
+    first_time: datetime = betterproto.message_field(4)
+    """When the first of them was finished."""
+
+    last_time: datetime = betterproto.message_field(5)
+    """When the last of them was finished."""
+
+
+@dataclass(eq=False, repr=False)
+class RepriceUsageRequest(betterproto.Message):
+    """Asks for requests to be priced again."""
+
+    model: str = betterproto.string_field(1)
+    """Exact name, as the clients sent it."""
+
+    account_id: str = betterproto.string_field(2)
+    """Only of this account, if set."""
+
+    start_time: datetime = betterproto.message_field(3)
+    """Only requests that were finished from then on, if set."""
+
+    end_time: datetime = betterproto.message_field(4)
+    """Only requests that were finished before then, if set."""
+
+    price_id: str = betterproto.string_field(5)
+    """
+    The price to apply; empty means the one that is in the catalogue now for the time of each request.
+    """
+
+    only_unpriced: bool = betterproto.bool_field(6)
+    """Only requests that have no price yet."""
+
+    recounts: bool = betterproto.bool_field(7)
+    """
+    Whether tokens are read anew from the provider's own usage, where that was complete and is kept.
+    """
+
+    is_dry_run: bool = betterproto.bool_field(8)
+    """If true, nothing is booked: the answer says what would be."""
+
+    page_size: int = betterproto.int32_field(9)
+    """
+    How many requests to look at; 0 means 200, above 1000 means 1000, below 0 is an error.
+    """
+
+    page_token: str = betterproto.string_field(10)
+    """From the previous page; empty for the first."""
+
+
+@dataclass(eq=False, repr=False)
+class RepriceUsageResponse(betterproto.Message):
+    """One page of requests, priced again."""
+
+    repricings: List["Repricing"] = betterproto.message_field(1)
+    """Those whose price or cost changes."""
+
+    unchanged_count: int = betterproto.int32_field(2)
+    """How many are priced so already."""
+
+    unpriced_count: int = betterproto.int32_field(3)
+    """How many still have no price."""
+
+    skipped_count: int = betterproto.int32_field(4)
+    """
+    How many are left alone: corrected by hand before, waived, or booked without their event.
+    """
+
+    next_page_token: str = betterproto.string_field(5)
+    """Empty on the last page."""
+
+
+@dataclass(eq=False, repr=False)
+class Repricing(betterproto.Message):
+    """One request that is priced again."""
+
+    request_id: str = betterproto.string_field(1)
+    """Which request."""
+
+    account_id: str = betterproto.string_field(2)
+    """Who paid."""
+
+    price_id: str = betterproto.string_field(3)
+    """The price that is applied now."""
+
+    previous_nano_usd: int = betterproto.int64_field(4)
+    """What it was priced at before, with earlier repricings, in nano-USD."""
+
+    cost_nano_usd: int = betterproto.int64_field(5)
+    """What it costs now, in nano-USD."""
+
+    transaction_id: str = betterproto.string_field(6)
+    """The entry that corrects it; empty in a dry run."""
+
 
 @dataclass(eq=False, repr=False)
 class WatchBudgetRequest(betterproto.Message):
@@ -1367,6 +1575,40 @@ class BillingServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def list_unpriced_models(
+        self,
+        list_unpriced_models_request: "ListUnpricedModelsRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ListUnpricedModelsResponse":
+        return await self._unary_unary(
+            "/lurus.billing.v1.BillingService/ListUnpricedModels",
+            list_unpriced_models_request,
+            ListUnpricedModelsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def reprice_usage(
+        self,
+        reprice_usage_request: "RepriceUsageRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "RepriceUsageResponse":
+        return await self._unary_unary(
+            "/lurus.billing.v1.BillingService/RepriceUsage",
+            reprice_usage_request,
+            RepriceUsageResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def watch_budget(
         self,
         watch_budget_request: "WatchBudgetRequest",
@@ -1570,6 +1812,16 @@ class BillingServiceBase(ServiceBase):
     ) -> "GetReceiptResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def list_unpriced_models(
+        self, list_unpriced_models_request: "ListUnpricedModelsRequest"
+    ) -> "ListUnpricedModelsResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def reprice_usage(
+        self, reprice_usage_request: "RepriceUsageRequest"
+    ) -> "RepriceUsageResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def watch_budget(
         self, watch_budget_request: "WatchBudgetRequest"
     ) -> AsyncIterator[WatchBudgetResponse]:
@@ -1768,6 +2020,21 @@ class BillingServiceBase(ServiceBase):
         response = await self.get_receipt(request)
         await stream.send_message(response)
 
+    async def __rpc_list_unpriced_models(
+        self,
+        stream: "grpclib.server.Stream[ListUnpricedModelsRequest, ListUnpricedModelsResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.list_unpriced_models(request)
+        await stream.send_message(response)
+
+    async def __rpc_reprice_usage(
+        self, stream: "grpclib.server.Stream[RepriceUsageRequest, RepriceUsageResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.reprice_usage(request)
+        await stream.send_message(response)
+
     async def __rpc_watch_budget(
         self, stream: "grpclib.server.Stream[WatchBudgetRequest, WatchBudgetResponse]"
     ) -> None:
@@ -1948,6 +2215,18 @@ class BillingServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetReceiptRequest,
                 GetReceiptResponse,
+            ),
+            "/lurus.billing.v1.BillingService/ListUnpricedModels": grpclib.const.Handler(
+                self.__rpc_list_unpriced_models,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListUnpricedModelsRequest,
+                ListUnpricedModelsResponse,
+            ),
+            "/lurus.billing.v1.BillingService/RepriceUsage": grpclib.const.Handler(
+                self.__rpc_reprice_usage,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RepriceUsageRequest,
+                RepriceUsageResponse,
             ),
             "/lurus.billing.v1.BillingService/WatchBudget": grpclib.const.Handler(
                 self.__rpc_watch_budget,

@@ -287,6 +287,64 @@ class Price(betterproto.Message):
     create_time: datetime = betterproto.message_field(13)
     """Set by the service."""
 
+    tiers: List["PriceTier"] = betterproto.message_field(14)
+    """
+    Other rates for long prompts, by rising threshold; each threshold once.
+    """
+
+    unit_rates: List["UnitRate"] = betterproto.message_field(15)
+    """
+    Rates of what is not tokens; each kind once. What is not here costs nothing and is marked.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class PriceTier(betterproto.Message):
+    """
+    The rates of a long prompt. They count for the whole request, not only for what is above the threshold.
+    """
+
+    above_input_tokens: int = betterproto.int64_field(1)
+    """
+    Counts if all input together (fresh, read from and written to the cache) is more than this many tokens.
+    """
+
+    input_nano_usd: int = betterproto.int64_field(2)
+    """Fresh input."""
+
+    cache_read_nano_usd: int = betterproto.int64_field(3)
+    """Input read from the cache."""
+
+    cache_write_5_m_nano_usd: int = betterproto.int64_field(4)
+    """Input written to the cache for 5 minutes."""
+
+    cache_write_30_m_nano_usd: int = betterproto.int64_field(5)
+    """Input written to the cache for 30 minutes."""
+
+    cache_write_1_h_nano_usd: int = betterproto.int64_field(6)
+    """Input written to the cache for 1 hour."""
+
+    cache_write_12_h_nano_usd: int = betterproto.int64_field(7)
+    """Input written to the cache for 12 hours."""
+
+    output_nano_usd: int = betterproto.int64_field(8)
+    """Output, reasoning included."""
+
+
+@dataclass(eq=False, repr=False)
+class UnitRate(betterproto.Message):
+    """What a unit costs that is not a token."""
+
+    kind: str = betterproto.string_field(1)
+    """
+    Which: `web_search`, `web_fetch`, `image_gen_images`, as in a usage event.
+    """
+
+    nano_usd_per_thousand: int = betterproto.int64_field(2)
+    """
+    Nano-USD per thousand of them: 10000000000 is 10 US dollars per thousand, or 1 cent each.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class MatchedProvider(betterproto.Message):
@@ -601,6 +659,60 @@ class DeletePriceResponse(betterproto.Message):
     """The price is deleted."""
 
     pass
+
+
+@dataclass(eq=False, repr=False)
+class ImportPricesRequest(betterproto.Message):
+    """Asks for many prices to be added."""
+
+    prices: List["Price"] = betterproto.message_field(1)
+    """
+    The prices. Without an id each gets a new one; without a time all count from the same moment on.
+    """
+
+    is_dry_run: bool = betterproto.bool_field(2)
+    """If true, nothing is stored: the answer says what would be."""
+
+
+@dataclass(eq=False, repr=False)
+class ImportPricesResponse(betterproto.Message):
+    """What was stored, or would be. If there is a problem, nothing was."""
+
+    changes: List["PriceChange"] = betterproto.message_field(1)
+    """
+    What is new, or differs from what is in effect at its time, in the order of the request.
+    """
+
+    unchanged_count: int = betterproto.int32_field(2)
+    """How many have the rates that are in effect already."""
+
+    problems: List["ImportProblem"] = betterproto.message_field(3)
+    """What is wrong; at most 1000."""
+
+
+@dataclass(eq=False, repr=False)
+class PriceChange(betterproto.Message):
+    """One price of an import, and what it follows."""
+
+    price: "Price" = betterproto.message_field(1)
+    """The new price; with its id, unless this is a dry run."""
+
+    previous: "Price" = betterproto.message_field(2)
+    """What is in effect at its time; unset if nothing is."""
+
+
+@dataclass(eq=False, repr=False)
+class ImportProblem(betterproto.Message):
+    """Why an import cannot be stored."""
+
+    index: int = betterproto.int32_field(1)
+    """Which of the prices, from 0."""
+
+    field: str = betterproto.string_field(2)
+    """The field of it, such as `provider_id`; empty if it is all of it."""
+
+    message: str = betterproto.string_field(3)
+    """What is wrong, in one sentence."""
 
 
 @dataclass(eq=False, repr=False)
@@ -970,6 +1082,23 @@ class ProviderServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def import_prices(
+        self,
+        import_prices_request: "ImportPricesRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ImportPricesResponse":
+        return await self._unary_unary(
+            "/lurus.provider.v1.ProviderService/ImportPrices",
+            import_prices_request,
+            ImportPricesResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def match_model(
         self,
         match_model_request: "MatchModelRequest",
@@ -1135,6 +1264,11 @@ class ProviderServiceBase(ServiceBase):
     ) -> "DeletePriceResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def import_prices(
+        self, import_prices_request: "ImportPricesRequest"
+    ) -> "ImportPricesResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def match_model(
         self, match_model_request: "MatchModelRequest"
     ) -> "MatchModelResponse":
@@ -1269,6 +1403,13 @@ class ProviderServiceBase(ServiceBase):
     ) -> None:
         request = await stream.recv_message()
         response = await self.delete_price(request)
+        await stream.send_message(response)
+
+    async def __rpc_import_prices(
+        self, stream: "grpclib.server.Stream[ImportPricesRequest, ImportPricesResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.import_prices(request)
         await stream.send_message(response)
 
     async def __rpc_match_model(
@@ -1406,6 +1547,12 @@ class ProviderServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 DeletePriceRequest,
                 DeletePriceResponse,
+            ),
+            "/lurus.provider.v1.ProviderService/ImportPrices": grpclib.const.Handler(
+                self.__rpc_import_prices,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ImportPricesRequest,
+                ImportPricesResponse,
             ),
             "/lurus.provider.v1.ProviderService/MatchModel": grpclib.const.Handler(
                 self.__rpc_match_model,

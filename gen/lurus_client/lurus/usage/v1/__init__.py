@@ -8,7 +8,10 @@ from datetime import (
     datetime,
     timedelta,
 )
-from typing import List
+from typing import (
+    List,
+    Optional,
+)
 
 import betterproto
 
@@ -43,6 +46,35 @@ class TokenSource(betterproto.Enum):
 
     ESTIMATED = 3
     """Counted by us from what was forwarded."""
+
+
+class ChargeReason(betterproto.Enum):
+    """Why a request is charged, or not."""
+
+    UNSPECIFIED = 0
+    """
+    Not stated: an event of a caller that reports usage itself, or of before this was recorded.
+    """
+
+    COMPLETE = 1
+    """
+    The answer is complete: the provider's numbers are charged, or estimates if it gave none.
+    """
+
+    NOTHING_SERVED = 2
+    """
+    Nothing is charged: no provider was called, it refused, or it failed before any content.
+    """
+
+    BILLED_BY_POLICY = 3
+    """
+    The answer was interrupted, and by the account's policy what was served of it is charged.
+    """
+
+    WAIVED_BY_POLICY = 4
+    """
+    The answer was interrupted, and by the account's policy it is not charged.
+    """
 
 
 class Terminal(betterproto.Enum):
@@ -134,7 +166,9 @@ class UsageEvent(betterproto.Message):
     """How the request ended."""
 
     cost_nano_usd: int = betterproto.int64_field(17)
-    """What the account pays, in nano-USD. >= 0; 0 if `is_unpriced`."""
+    """
+    What the account pays, in nano-USD. >= 0; 0 if `is_unpriced`, or waived by its policy.
+    """
 
     price_id: str = betterproto.string_field(18)
     """
@@ -200,6 +234,58 @@ class UsageEvent(betterproto.Message):
     Why this provider: the plan at the time, as JSON of `ExplainRouteResponse`.
     """
 
+    units: List["UnitCount"] = betterproto.message_field(34)
+    """What was used besides tokens; each kind once."""
+
+    provider_multiplier_ppm: int = betterproto.int64_field(35)
+    """
+    Factor of the provider that answered, in millionths; 0 means 1000000.
+    """
+
+    account_multiplier_ppm: int = betterproto.int64_field(36)
+    """Factor of the account, in millionths; 0 means 1000000."""
+
+    charge_reason: "ChargeReason" = betterproto.enum_field(37)
+    """Why it is charged, or not."""
+
+    waived_nano_usd: int = betterproto.int64_field(38)
+    """
+    What the account would have paid, had its policy not waived it. Nano-USD.
+    """
+
+    upstream_dialect: "Dialect" = betterproto.enum_field(39)
+    """Dialect in which the provider was asked: the one of `raw_usage`."""
+
+    has_unpriced_units: bool = betterproto.bool_field(40)
+    """
+    True if a unit was used for which the price has no rate: it cost nothing.
+    """
+
+    lost_cache_tokens: Optional[int] = betterproto.int64_field(41, optional=True)
+    """
+    Tokens that the session's last answer had left in the cache of another credential, and that this one
+     therefore had to take as fresh input. Unset if the session is not known to this worker, or was served
+     by the same credential before.
+    """
+
+    lost_cache_nano_usd: int = betterproto.int64_field(42)
+    """
+    What they cost more than they would have cost as `cache_read`. Nano-USD, part of what is charged.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class UnitCount(betterproto.Message):
+    """A count of something that is not a token."""
+
+    kind: str = betterproto.string_field(1)
+    """
+    What: `web_search`, `web_fetch`, `image_gen_images`, as the provider names its tool.
+    """
+
+    count: int = betterproto.int64_field(2)
+    """How many."""
+
 
 @dataclass(eq=False, repr=False)
 class Tokens(betterproto.Message):
@@ -259,3 +345,27 @@ class Attempt(betterproto.Message):
 
     total_duration: timedelta = betterproto.message_field(7)
     """From the call to its end."""
+
+    tokens: "Tokens" = betterproto.message_field(8)
+    """
+    What the provider counted; of an attempt that failed, only what it had stated by then.
+    """
+
+    token_source: "TokenSource" = betterproto.enum_field(9)
+    """Where the counts come from; unspecified if nothing is known."""
+
+    cost_nano_usd: int = betterproto.int64_field(10)
+    """
+    What the call costs us at this provider: its price times its multiplier, without the account's. Nano-USD.
+    """
+
+    provider_multiplier_ppm: int = betterproto.int64_field(11)
+    """Factor of the provider, in millionths; 0 means 1000000."""
+
+    price_id: str = betterproto.string_field(12)
+    """
+    The dated price that was applied; empty if none was, or nothing is known to be used.
+    """
+
+    units: List["UnitCount"] = betterproto.message_field(13)
+    """What was used besides tokens."""
