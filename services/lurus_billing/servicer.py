@@ -168,6 +168,14 @@ class BillingServicer(BillingServiceServicer):
         price = await self._prices.find(booked.transaction.price_id)
         return receipt(booked.transaction, booked.event, price, booked.corrections)
 
+    async def ListUnpricedModels(
+        self, request: pb.ListUnpricedModelsRequest, context: Any
+    ) -> pb.ListUnpricedModelsResponse:
+        raise NotBuiltYet("this method is not built yet", method="ListUnpricedModels")
+
+    async def RepriceUsage(self, request: pb.RepriceUsageRequest, context: Any) -> pb.RepriceUsageResponse:
+        raise NotBuiltYet("this method is not built yet", method="RepriceUsage")
+
     async def WatchBudget(
         self, request: pb.WatchBudgetRequest, context: Any
     ) -> AsyncIterator[pb.WatchBudgetResponse]:

@@ -177,6 +177,9 @@ class ProviderServicer(ProviderServiceServicer):
         await self._store.delete(PRICES, request.price_id)
         return pb.DeletePriceResponse()
 
+    async def ImportPrices(self, request: pb.ImportPricesRequest, context: Any) -> pb.ImportPricesResponse:
+        raise _not_built("ImportPrices")
+
     async def MatchModel(self, request: pb.MatchModelRequest, context: Any) -> pb.MatchModelResponse:
         current = await self._current.get()
         matches = current.matches(request.model, request.dialect)
