@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lurus.routing.v1.chat_pb2 import ChatError, ChatFinish, StreamChatResponse
-from lurus_dialects import loose
+from lurus_dialects import errors, loose
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.sequence import Sequencer
@@ -55,11 +55,14 @@ class TranslatedStream(Answer):
         self._estimated_input_tokens = estimated_input_tokens
         self._sequencer = Sequencer()
         self._has_begun = False
+        # Written, and not returned yet.
+        self._written: list[bytes] = []
+        self._is_broken = False
 
     @property
     def is_over(self) -> bool:
         """True once the client's terminal or error event was returned."""
-        return self._writer.is_over
+        return self._writer.is_over and not self._is_broken
 
     def feed(self, chunk: bytes) -> bytes:
         """Returns the client's whole events that may be released now.
@@ -67,17 +70,38 @@ class TranslatedStream(Answer):
         Raises:
             EventTooLarge: the stream is unusable; events before the large one
                 were returned by earlier calls.
+            Exception: a reader or a writer has a defect; what it wrote before comes with `stream_error`.
         """
         if self._writer.is_over:
             return b""
-        return b"".join([self._take(event) for event in self._parser.feed(chunk)])
+        try:
+            for event in self._parser.feed(chunk):
+                self._written.append(self._take(event))
+        except Exception:
+            self._is_broken = True
+            raise
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        written, self._written = self._written, []
+        return written[0] if len(written) == 1 else b"".join(written)
 
     def finish(self) -> bytes:
         """Returns what may still be released when the provider has ended the stream.
 
         Without the provider's terminator that is not the client's: `is_over`
         stays false, and the caller ends the stream with `stream_error`.
+
+        Raises:
+            Exception: as `feed`.
         """
+        try:
+            return self._finished()
+        except Exception:
+            self._is_broken = True
+            raise
+
+    def _finished(self) -> bytes:
         tail = self._parser.finish()
         released = b""
         if tail is not None and _is_whole(tail):
@@ -93,7 +117,15 @@ class TranslatedStream(Answer):
 
     def stream_error(self, reason: str, message: str, request_id: str) -> bytes:
         """Returns the event that ends a stream which was begun and cannot be completed."""
-        return self._writer.error(reason, message, request_id)
+        self._is_broken = False
+        written = self._taken()
+        try:
+            return written + self._writer.error(reason, message, request_id)
+        except Exception:
+            if self._client is None:
+                raise
+            # It is the writer that is broken: in the words that need none.
+            return written + errors.stream_error(Answer(self._client), reason, message, request_id)
 
     def _take(self, event: SseEvent) -> bytes:
         if self._writer.is_over:

@@ -93,6 +93,7 @@ class FailureClass(StrEnum):
     THROTTLE = "throttle"  # Bench for as long as the provider says, ask the next.
     TRANSIENT = "transient"  # Ask the next; the breaker counts it.
     MODEL = "model"  # This provider does not have the model; ask the next.
+    GATEWAY = "gateway"  # A defect of ours: ask the next, count nothing against the provider.
     CALLER = "caller"  # The request is at fault: return the answer as it is, count nothing.
 
 

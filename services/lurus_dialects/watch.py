@@ -95,7 +95,12 @@ class StreamWatcher(Answer):
             self._has_id = True
         if not event.data:
             return False
-        return self._observe(self, event.name, event.data) and self._strips_usage
+        try:
+            return self._observe(self, event.name, event.data) and self._strips_usage
+        except Exception:
+            # A defect of ours in counting is no reason to keep an event from the client.
+            self.broken_event_count += 1
+            return False
 
     def _is_whole(self, tail: SseEvent) -> bool:
         if not is_unterminated_event(tail.raw):

@@ -1,5 +1,6 @@
 """Asks candidates in turn until one answers. After the first event nobody else is asked."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -9,6 +10,7 @@ from aiohttp import ClientResponse, ClientSession
 
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import (
+    InternalError,
     InvalidRequest,
     LurusError,
     NoHealthyProvider,
@@ -32,6 +34,8 @@ from lurus_routing.upstream import (
     read_error,
     send,
 )
+
+log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 EVENT_STREAM = "text/event-stream"
@@ -155,6 +159,11 @@ class Attempts:
             outcome = await self._read_begin(call, candidate, outgoing, prepared, response, deadline)
         except LurusError as error:
             outcome = Failure(FailureClass.TRANSIENT, error)
+        except Exception:
+            # Nothing is released yet: another provider, of another dialect perhaps, may do without what is broken.
+            log.exception("beginning the answer to %s failed", call.request_id)
+            metrics.count_defect(outgoing.client, prepared.dialect)
+            outcome = Failure(FailureClass.GATEWAY, InternalError("internal error"))
         if isinstance(outcome, Failure) or outcome.watcher is None:
             call.close_upstream()
             call.response = None

@@ -26,6 +26,11 @@ LOST_FIELDS = Counter(
     "Fields of requests that the provider's dialect could not take; `warned` were named to the client.",
     ["client", "provider_dialect", "kind"],
 )
+DEFECTS = Counter(
+    "lurus_defects",
+    "Answers that the gateway itself could not go on with; the log says why, with the request's id.",
+    ["client", "provider_dialect"],
+)
 FIRST_EVENT = Histogram(
     "lurus_first_event_seconds", "From arrival to the first byte.", ["provider"], buckets=FIRST_EVENT_BUCKETS
 )
@@ -56,6 +61,11 @@ def requests_of(dialect: str, terminal: int) -> Counter:
     """Returns the child of `REQUESTS` for a dialect and a `Terminal`."""
     name = usage_pb2.Terminal.Name(usage_pb2.Terminal.ValueType(terminal))
     return REQUESTS.labels(dialect, name.removeprefix("TERMINAL_").lower())
+
+
+def count_defect(client: Dialect | None, provider: Dialect) -> None:
+    """Counts an answer that failed of a defect of ours; `client` is None for typed callers."""
+    DEFECTS.labels(client.value if client else "typed", provider.value).inc()
 
 
 def count_losses(client: Dialect | None, provider: Dialect, silent_count: int, warned_count: int) -> None:

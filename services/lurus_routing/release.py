@@ -5,18 +5,23 @@ and the error event of a stream that cannot be completed. Before the terminal
 event is released, the usage row is durable.
 """
 
+import logging
 import time
 
 from lurus.usage.v1 import usage_pb2
-from lurus_common.errors import LurusError, UpstreamCut, UpstreamFailed, UpstreamTimeout
+from lurus_common.errors import InternalError, LurusError, UpstreamCut, UpstreamFailed, UpstreamTimeout
 from lurus_common.settings import Settings
 from lurus_dialects.translated import TranslatedStream
 from lurus_dialects.upstream_errors import stream_error_status
 from lurus_dialects.watch import StreamWatcher
+from lurus_routing import metrics
 from lurus_routing.call import Call
 from lurus_routing.health import Health
+from lurus_routing.incoming import PATHS
 from lurus_routing.settlement import Settlement
 from lurus_routing.upstream import read_chunk
+
+log = logging.getLogger(__name__)
 
 # After the terminal event a provider may still close its stream in order.
 AFTER_END_SECONDS = 1.0
@@ -40,6 +45,7 @@ class Release:
         self._begin = begin
         self._watcher = watcher
         self._response = call.response
+        self._client = PATHS.get(call.request.path)
         self._idle_seconds = call.candidate.idle_seconds
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._total_until = call.start + settings.stream_total_seconds
@@ -100,6 +106,12 @@ class Release:
         except LurusError as error:
             self._is_ended = True
             return b"" if watcher.is_over else await self._break(error)
+        except Exception:
+            # A defect of ours. The client is told in its own dialect all the same, and pays for what it got.
+            log.exception("answering %s failed", self._call.request_id)
+            metrics.count_defect(self._client, watcher.dialect)
+            self._is_ended = True
+            return b"" if watcher.is_over else await self._break(InternalError("internal error"))
 
     async def _read(self) -> bytes | None:
         """Returns what has arrived, empty at the end, or None when a heartbeat is due.
@@ -126,7 +138,8 @@ class Release:
         call.terminal = usage_pb2.TERMINAL_TIMEOUT if is_timeout else usage_pb2.TERMINAL_TRUNCATED
         call.error_reason = error.reason
         now = time.monotonic()
-        if call.permit is not None and now < self._total_until and call.settled is None:
+        is_providers = not isinstance(error, InternalError) and now < self._total_until
+        if call.permit is not None and is_providers and call.settled is None:
             self._health.fail(call.permit, now)
         event = self._watcher.stream_error(error.reason, error.message, call.request_id)
         await self._settlement.settle_durably(call)

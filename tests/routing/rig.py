@@ -382,6 +382,14 @@ class Rig:
         check_rules(VALIDATOR, event)
         return event
 
+    async def is_well(self, provider_id: str) -> bool:
+        """True if nothing is held against a provider."""
+        request = routing_pb2.ExplainRouteRequest(model="m-1")
+        metadata = (("authorization", f"Bearer {ADMIN_TOKEN}"),)
+        found = await self.stub.ExplainRoute(request, metadata=metadata)
+        [one] = [row for row in found.candidates if row.provider_id == provider_id]
+        return bool(one.breaker == routing_pb2.BREAKER_STATE_CLOSED and not one.HasField("bench_duration"))
+
     async def only_event(self) -> UsageEvent:
         """The one final event of a rig that served one request, of which the caller got no head."""
         request_id = (await until(self.rows)).popitem()[0]
