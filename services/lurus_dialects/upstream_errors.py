@@ -86,6 +86,29 @@ _ERRORS: Final = {
 }
 
 
+# How providers say that they do not know or take a field. Anthropic names its place first.
+_FORM_CODES: Final = frozenset(
+    {
+        "unknown_parameter",
+        "unsupported_parameter",
+        "unsupported_value",
+        "invalid_type",
+        "invalid_value",
+        "missing_required_parameter",
+        "integer_below_min_value",
+        "integer_above_max_value",
+        "string_above_max_length",
+        "invalid_function_parameters",
+    }
+)
+_FORM_WORDS: Final = re.compile(
+    r"^[a-z_]+(\.[A-Za-z0-9_]+)*: |extra inputs are not permitted|(unknown|unrecognized|unsupported) "
+    r"(request argument|parameter|field|argument)|does not support",
+    re.IGNORECASE,
+)
+_CONTENT_CODES: Final = frozenset({"invalid_prompt", "content_filter", "content_policy_violation"})
+
+
 class FailureClass(StrEnum):
     """What to do after a failed attempt (design §6)."""
 
@@ -114,6 +137,20 @@ def failure_class(status: int, body: bytes = b"", headers: Headers = ()) -> Fail
         # Not from an API: the base URL or something before the provider is wrong.
         return FailureClass.TRANSIENT
     return FailureClass.CALLER if status in _CALLER_STATUSES else FailureClass.TRANSIENT
+
+
+def blames_form(status: int, body: bytes) -> bool:
+    """True if a provider refuses how a request is written, and not what it says or how long it is."""
+    error = _error_fields(body)
+    words = {loose.text_of(error, "type"), loose.text_of(error, "code")}
+    message = loose.text_of(error, "message")
+    if words & _CONTENT_CODES or _is_too_long(error, message):
+        return False
+    if status in (404, 422):
+        # A path that it does not have, or a body that its validator refuses.
+        return True
+    is_named = bool(words & _FORM_CODES or loose.text_of(error, "param"))
+    return status == 400 and (is_named or _FORM_WORDS.search(message) is not None)
 
 
 def stream_error_status(error_body: bytes) -> int:

@@ -19,7 +19,13 @@ from lurus_common.errors import (
 )
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.headers import upstream_request_id
-from lurus_dialects.upstream_errors import FailureClass, report, translated_error, upstream_error
+from lurus_dialects.upstream_errors import (
+    FailureClass,
+    blames_form,
+    report,
+    translated_error,
+    upstream_error,
+)
 from lurus_routing import metrics
 from lurus_routing.call import Call, duration
 from lurus_routing.candidate import Candidate
@@ -77,7 +83,7 @@ class Attempts:
                 return outcome
             failures.append(outcome)
             if outcome.kind is FailureClass.CALLER:
-                break
+                queue = _who_may_judge(prepared, outcome, queue)
             if not queue and not has_retried and isinstance(outcome.error, ConnectionLost):
                 # A pooled connection that the provider had closed: it never saw the request.
                 has_retried = True
@@ -160,7 +166,7 @@ class Attempts:
         except LurusError as error:
             outcome = Failure(FailureClass.TRANSIENT, error)
         except Exception:
-            # Nothing is released yet: another provider, of another dialect perhaps, may do without what is broken.
+            # Nothing is released yet: another provider may do without what is broken.
             log.exception("beginning the answer to %s failed", call.request_id)
             metrics.count_defect(outgoing.client, prepared.dialect)
             outcome = Failure(FailureClass.GATEWAY, InternalError("internal error"))
@@ -209,6 +215,20 @@ class Attempts:
             self._health.fail(permit, now)
         else:
             self._health.abandon(permit)
+
+
+def _who_may_judge(prepared: Prepared, refusal: Failure, queue: deque[Candidate]) -> deque[Candidate]:
+    """Returns who is still asked after a refusal that blames the caller: mostly nobody (design §6, class D).
+
+    But what was refused may be our own words: if a translated request is refused for its form, for a
+    field that we wrote perhaps, a provider that gets the client's own bytes may take them, or refuses
+    them in words that the client can act on. A refusal of what the request says, of its length or of
+    its content, would be the same elsewhere, and nobody is to look for a provider with laxer rules: it
+    is returned. Other translations are not tried, as they would write the same.
+    """
+    if prepared.translation is None or not blames_form(refusal.status, refusal.body):
+        return deque()
+    return deque(candidate for candidate in queue if candidate.is_relay)
 
 
 def no_healthy_provider(

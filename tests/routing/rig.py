@@ -387,7 +387,7 @@ class Rig:
         request = routing_pb2.ExplainRouteRequest(model="m-1")
         metadata = (("authorization", f"Bearer {ADMIN_TOKEN}"),)
         found = await self.stub.ExplainRoute(request, metadata=metadata)
-        [one] = [row for row in found.candidates if row.provider_id == provider_id]
+        [one] = [row for row in found.candidates if row.provider_id == provider_id][:1]
         return bool(one.breaker == routing_pb2.BREAKER_STATE_CLOSED and not one.HasField("bench_duration"))
 
     async def only_event(self) -> UsageEvent:

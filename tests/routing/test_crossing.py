@@ -90,6 +90,42 @@ class TestOrder:
         assert answer.end.tokens == tokens_of(ANTHROPIC)
 
     @in_process_only
+    @pytest.mark.parametrize(
+        ("status", "error", "is_ours"),
+        [
+            (400, {"message": "Unknown parameter: 'x'.", "code": "unknown_parameter"}, True),
+            (400, {"message": "bad", "type": "invalid_request_error", "param": "tools[0]"}, True),
+            (422, {"message": "1 validation error", "type": "BadRequestError"}, True),
+            (404, {"message": "Unknown request URL", "type": "invalid_request_error"}, True),
+            (400, {"message": "too long", "code": "context_length_exceeded", "param": "messages"}, False),
+            (400, {"message": "no", "code": "content_filter", "param": "prompt"}, False),
+            (400, {"message": "The image is broken.", "type": "invalid_request_error"}, False),
+        ],
+    )
+    async def test_a_refusal_of_our_words_is_judged_by_who_gets_the_clients(
+        self, make_rig: MakeRig, status: int, error: dict[str, str], is_ours: bool
+    ) -> None:
+        rig = await make_rig(
+            {
+                "one": {"dialects": [CHAT], "level": 1, "credentials": ("first", "second")},
+                "two": {"dialects": [ANTHROPIC], "level": 2},
+            }
+        )
+        rig.upstream.script = plain({"error": error}, status)
+        rig.other.script = plain(plain_answer(ANTHROPIC))
+        answer = await rig.relay()
+        assert answer.head.status == (200 if is_ours else 400)
+        assert len(rig.upstream.requests) == 1
+        assert len(rig.other.requests) == is_ours
+        assert (await rig.is_well("one")) and answer.end.attempt_count == 1 + is_ours
+
+    async def test_a_refusal_of_the_clients_own_words_is_returned(self, make_rig: MakeRig) -> None:
+        rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}})
+        body = provider_error(ANTHROPIC, "invalid_request_error", "top_k: Extra inputs are not permitted")
+        rig.upstream.script = plain(body, 400)
+        answer = await rig.relay()
+        assert (answer.head.status, answer.body, rig.other.requests) == (400, body, [])
+
     async def test_a_refusal_of_the_last_one_is_told_in_the_clients_words(self, make_rig: MakeRig) -> None:
         rig = await make_rig({"one": {"dialects": [ANTHROPIC]}, "two": {"dialects": [RESPONSES]}})
         rig.upstream.script = plain("gone", 500)
