@@ -7,19 +7,21 @@ that goes on from the last one it has seen misses nothing.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 from google.protobuf.message import Message
 
 from lurus.billing.v1 import billing_pb2 as pb
+from lurus_billing import rate_limits
+from lurus_billing.masks import copy_field
 from lurus_common import postgres
 from lurus_common.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
 from lurus_common.paging import decode_token, encode_token, page_limit
 from lurus_common.postgres import Connection, transaction
 
 CHANNEL = "lurus_billing_keys"
-CHANGEABLE = ("display_name", "allowed_models", "expire_time")
+CHANGEABLE = ("display_name", "allowed_models", "expire_time", *rate_limits.PATHS)
 SHOWN_CHARACTERS = 8
 GRANTS_PER_PAGE = 1000
 # Half of what a message may have, so that pages of keys with long lists fit.
@@ -27,23 +29,29 @@ MAX_PAGE_BYTES = 2 * 1024 * 1024
 
 _COLUMNS = """
     k.key_id, k.account_id, k.verifier, k.secret_prefix, k.display_name, k.allowed_models, k.expire_time,
-    k.revoke_time, k.revision, k.create_time, k.update_time
+    k.revoke_time, k.revision, k.create_time, k.update_time,
+    k.requests_per_minute, k.tokens_per_minute, k.concurrent_requests
 """
+_ACCOUNT_LIMITS = ", ".join(f"a.{name} AS account_{name}" for name in rate_limits.COLUMNS)
 _INSERT = """
 INSERT INTO billing.key
-    (key_id, account_id, display_name, allowed_models, expire_time, verifier, secret_prefix, revision)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *
+    (key_id, account_id, display_name, allowed_models, expire_time,
+     requests_per_minute, tokens_per_minute, concurrent_requests, verifier, secret_prefix, revision)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *
 """
 _UPDATE = """
 UPDATE billing.key
-SET display_name = $2, allowed_models = $3, expire_time = $4, revision = $5, update_time = now()
+SET display_name = $2, allowed_models = $3, expire_time = $4,
+    requests_per_minute = $5, tokens_per_minute = $6, concurrent_requests = $7,
+    revision = $8, update_time = now()
 WHERE key_id = $1 RETURNING *
 """
 _REVOKE = """
 UPDATE billing.key SET revoke_time = now(), revision = $2, update_time = now() WHERE key_id = $1 RETURNING *
 """
 _GRANTS = f"""
-SELECT {_COLUMNS}, a.is_closed, a.offline_policy, a.price_multiplier_ppm, a.settlement_policy
+SELECT {_COLUMNS}, a.is_closed, a.offline_policy, a.price_multiplier_ppm, a.settlement_policy,
+    {_ACCOUNT_LIMITS}
 FROM billing.key k JOIN billing.account a USING (account_id)
 """  # noqa: S608  # our own words
 _GRANTS_AFTER = f"{_GRANTS} WHERE (k.revision, k.key_id) > ($1, $2) ORDER BY k.revision, k.key_id LIMIT $3"
@@ -119,13 +127,17 @@ class KeyStore:
             changed = _key(await _row(connection, key.key_id))
             if key.account_id not in ("", changed.account_id):
                 raise InvalidRequest("the account of a key cannot change", param="key.account_id")
-            display_name, allowed_models, expire_time = _values(changed)
+            display_name, allowed_models, expire_time, *_ = _values(changed)
+            for path in rate_limits.PATHS:
+                if path in fields:
+                    copy_field(key, changed, path)
             row = await connection.fetchrow(
                 _UPDATE,
                 key.key_id,
                 key.display_name if "display_name" in fields else display_name,
                 list(key.allowed_models) if "allowed_models" in fields else allowed_models,
                 _time(key) if "expire_time" in fields else expire_time,
+                *rate_limits.rate_limit_values(changed.rate_limits),
                 revision,
             )
         return _key(row)
@@ -213,8 +225,9 @@ async def _require_open_account(connection: Connection, account_id: str) -> None
         raise FailedPrecondition("the account is closed", resource="account", id=account_id)
 
 
-def _values(key: pb.Key) -> tuple[str, list[str], datetime | None]:
-    return key.display_name, list(key.allowed_models), _time(key)
+def _values(key: pb.Key) -> tuple[Any, ...]:
+    limits = rate_limits.rate_limit_values(key.rate_limits)
+    return key.display_name, list(key.allowed_models), _time(key), *limits
 
 
 def _time(key: pb.Key) -> datetime | None:
@@ -237,6 +250,7 @@ def _key(row: asyncpg.Record) -> pb.Key:
         revoke_time=row["revoke_time"],
         create_time=row["create_time"],
         update_time=row["update_time"],
+        rate_limits=rate_limits.rate_limits_of(row),
     )
 
 
@@ -251,6 +265,8 @@ def _grant(row: asyncpg.Record) -> pb.KeyGrant:
         offline_policy=row["offline_policy"],
         price_multiplier_ppm=row["price_multiplier_ppm"],
         settlement_policy=settlement_policy_of(row),
+        rate_limits=rate_limits.rate_limits_of(row),
+        account_rate_limits=rate_limits.rate_limits_of(row, "account_"),
     )
 
 

@@ -221,6 +221,22 @@ class TestMoney:
         mesh.answers["CreateKey"] = billing_pb2.CreateKeyResponse(key=key)
         assert command("key", "create", "--id", "key_1")[:2] == (1, "")
 
+    def test_rate_limits_are_named_one_by_one(self, command: Run, mesh: ScriptedMesh) -> None:
+        limits = billing_pb2.RateLimits(requests_per_minute=60, concurrent_requests=2)
+        key = billing_pb2.Key(key_id="key_1", rate_limits=limits)
+        mesh.answers["UpdateKey"] = billing_pb2.UpdateKeyResponse(key=key)
+        code, out, _ = command(
+            "key", "update", "key_1", "--requests-per-minute", "60", "--tokens-per-minute", "0"
+        )
+        assert code == 0
+        assert "60 req/min, 2 at once" in out
+        sent = mesh.last(billing_pb2.UpdateKeyRequest)
+        assert list(sent.update_mask.paths) == [
+            "rate_limits.requests_per_minute",
+            "rate_limits.tokens_per_minute",
+        ]
+        assert sent.key.rate_limits == billing_pb2.RateLimits(requests_per_minute=60)
+
 
 class TestLogs:
     def test_filters_are_sent(self, command: Run, mesh: ScriptedMesh) -> None:

@@ -12,6 +12,12 @@ from lurus_common.ids import new_id
 from lurus_switch.amounts import usd
 from lurus_switch.commands import fields, options
 from lurus_switch.commands.options import AsJson, DataDir, Yes
+from lurus_switch.commands.rate_limits import (
+    ConcurrentRequests,
+    RequestsPerMinute,
+    TokensPerMinute,
+    rate_limits,
+)
 from lurus_switch.mesh import Mesh, run, whole_list
 from lurus_switch.output import Column, enum_word, local_time, print_fields, print_json, print_table
 
@@ -55,6 +61,9 @@ class Fields:
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="In which its days begin, e.g. Europe/Berlin.")
     ] = None
+    rate_limits__requests_per_minute: RequestsPerMinute = None
+    rate_limits__tokens_per_minute: TokensPerMinute = None
+    rate_limits__concurrent_requests: ConcurrentRequests = None
 
 
 @app.callback()
@@ -223,6 +232,7 @@ def _show(message: pb.Account, as_json: bool) -> None:
             ("credit limit", usd(message.credit_limit_nano_usd)),
             ("offline", _policy(message)),
             ("time zone", message.time_zone or "UTC"),
+            ("limits", rate_limits(message.rate_limits)),
             ("open", "no" if message.is_closed else "yes"),
             ("created", local_time(message, "create_time")),
         ]
@@ -238,6 +248,7 @@ _COLUMNS: list[Column[pb.Account]] = [
     ("NAME", lambda row: row.display_name),
     ("CREDIT LIMIT", lambda row: usd(row.credit_limit_nano_usd)),
     ("OFFLINE", _policy),
+    ("LIMITS", lambda row: rate_limits(row.rate_limits)),
     ("OPEN", lambda row: "no" if row.is_closed else "yes"),
     ("CREATED", lambda row: local_time(row, "create_time")),
 ]

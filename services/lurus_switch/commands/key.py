@@ -10,6 +10,12 @@ from lurus.billing.v1 import billing_pb2 as pb
 from lurus_switch.bootstrap import ACCOUNT_ID
 from lurus_switch.commands import fields, options
 from lurus_switch.commands.options import AsJson, DataDir, Yes
+from lurus_switch.commands.rate_limits import (
+    ConcurrentRequests,
+    RequestsPerMinute,
+    TokensPerMinute,
+    rate_limits,
+)
 from lurus_switch.failures import CommandFailed
 from lurus_switch.mesh import Mesh, run, whole_list
 from lurus_switch.output import Column, local_time, print_fields, print_json, print_table
@@ -34,6 +40,9 @@ class Fields:
             "--expires", parser=options.later_parser, metavar="TIME", help="Works until: 30d, 2027-01-31."
         ),
     ] = None
+    rate_limits__requests_per_minute: RequestsPerMinute = None
+    rate_limits__tokens_per_minute: TokensPerMinute = None
+    rate_limits__concurrent_requests: ConcurrentRequests = None
 
 
 @app.callback()
@@ -149,6 +158,7 @@ def _show(message: pb.Key, as_json: bool) -> None:
             ("models", ", ".join(message.allowed_models) or "all"),
             ("expires", local_time(message, "expire_time") or "never"),
             ("revoked", local_time(message, "revoke_time")),
+            ("limits", rate_limits(message.rate_limits)),
             ("created", local_time(message, "create_time")),
         ]
     )
@@ -161,5 +171,6 @@ _COLUMNS: list[Column[pb.Key]] = [
     ("SECRET", lambda row: f"{row.secret_prefix}…" if row.secret_prefix else ""),
     ("MODELS", lambda row: ", ".join(row.allowed_models) or "all"),
     ("EXPIRES", lambda row: local_time(row, "expire_time") or "never"),
+    ("LIMITS", lambda row: rate_limits(row.rate_limits)),
     ("REVOKED", lambda row: local_time(row, "revoke_time")),
 ]

@@ -216,6 +216,7 @@ class Account(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PRICE_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
     SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """`acct_` and a ULID, or chosen by the caller; empty when created means a new one."""
     display_name: _builtins.str
@@ -242,6 +243,10 @@ class Account(_message.Message):
     def settlement_policy(self) -> Global___SettlementPolicy:
         """Who pays for answers that were interrupted."""
 
+    @_builtins.property
+    def rate_limits(self) -> Global___RateLimits:
+        """For all its keys together, beside each key's own."""
+
     def __init__(
         self,
         *,
@@ -255,14 +260,49 @@ class Account(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         price_multiplier_ppm: _builtins.int = ...,
         settlement_policy: Global___SettlementPolicy | None = ...,
+        rate_limits: Global___RateLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settlement_policy", b"settlement_policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "settlement_policy", b"settlement_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class RateLimits(_message.Message):
+    """How much may be asked for in a moment. A limit of 0 means none.
+
+    The first two are token buckets that hold one minute's worth and fill evenly: after a pause the whole of it
+    may come at once, and in any minute at most twice the limit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
+    requests_per_minute: _builtins.int
+    """Requests begun per minute."""
+    tokens_per_minute: _builtins.int
+    """Tokens of every kind per minute: estimated when a request begins, corrected when it ends."""
+    concurrent_requests: _builtins.int
+    """Requests being served at the same time."""
+    def __init__(
+        self,
+        *,
+        requests_per_minute: _builtins.int = ...,
+        tokens_per_minute: _builtins.int = ...,
+        concurrent_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_requests", b"concurrent_requests", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimits: _TypeAlias = RateLimits  # noqa: Y015
 
 @_typing.final
 class SettlementPolicy(_message.Message):
@@ -321,6 +361,7 @@ class Key(_message.Message):
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """`key_` and a ULID, or chosen by the caller; empty when created means a new one."""
     account_id: _builtins.str
@@ -349,6 +390,10 @@ class Key(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Set by the service."""
 
+    @_builtins.property
+    def rate_limits(self) -> Global___RateLimits:
+        """For this key alone, beside its account's."""
+
     def __init__(
         self,
         *,
@@ -361,10 +406,11 @@ class Key(_message.Message):
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        rate_limits: Global___RateLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "key_id", b"key_id", "revoke_time", b"revoke_time", "secret_prefix", b"secret_prefix", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "key_id", b"key_id", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "secret_prefix", b"secret_prefix", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +431,8 @@ class KeyGrant(_message.Message):
     OFFLINE_POLICY_FIELD_NUMBER: _builtins.int
     PRICE_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
     SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_RATE_LIMITS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Which key."""
     verifier: _builtins.bytes
@@ -409,6 +457,14 @@ class KeyGrant(_message.Message):
     def settlement_policy(self) -> Global___SettlementPolicy:
         """Of the account."""
 
+    @_builtins.property
+    def rate_limits(self) -> Global___RateLimits:
+        """Of the key; unset means none."""
+
+    @_builtins.property
+    def account_rate_limits(self) -> Global___RateLimits:
+        """Of the account; unset means none."""
+
     def __init__(
         self,
         *,
@@ -421,10 +477,12 @@ class KeyGrant(_message.Message):
         offline_policy: Global___OfflinePolicy.ValueType = ...,
         price_multiplier_ppm: _builtins.int = ...,
         settlement_policy: Global___SettlementPolicy | None = ...,
+        rate_limits: Global___RateLimits | None = ...,
+        account_rate_limits: Global___RateLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "settlement_policy", b"settlement_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account_rate_limits", b"account_rate_limits", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "settlement_policy", b"settlement_policy", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_rate_limits", b"account_rate_limits", "allowed_models", b"allowed_models", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

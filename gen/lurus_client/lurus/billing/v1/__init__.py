@@ -186,6 +186,30 @@ class Account(betterproto.Message):
     settlement_policy: "SettlementPolicy" = betterproto.message_field(10)
     """Who pays for answers that were interrupted."""
 
+    rate_limits: "RateLimits" = betterproto.message_field(11)
+    """For all its keys together, beside each key's own."""
+
+
+@dataclass(eq=False, repr=False)
+class RateLimits(betterproto.Message):
+    """
+    How much may be asked for in a moment. A limit of 0 means none.
+
+     The first two are token buckets that hold one minute's worth and fill evenly: after a pause the whole of it
+     may come at once, and in any minute at most twice the limit.
+    """
+
+    requests_per_minute: int = betterproto.int64_field(1)
+    """Requests begun per minute."""
+
+    tokens_per_minute: int = betterproto.int64_field(2)
+    """
+    Tokens of every kind per minute: estimated when a request begins, corrected when it ends.
+    """
+
+    concurrent_requests: int = betterproto.int64_field(3)
+    """Requests being served at the same time."""
+
 
 @dataclass(eq=False, repr=False)
 class SettlementPolicy(betterproto.Message):
@@ -246,6 +270,9 @@ class Key(betterproto.Message):
     update_time: datetime = betterproto.message_field(9)
     """Set by the service."""
 
+    rate_limits: "RateLimits" = betterproto.message_field(10)
+    """For this key alone, beside its account's."""
+
 
 @dataclass(eq=False, repr=False)
 class KeyGrant(betterproto.Message):
@@ -279,6 +306,12 @@ class KeyGrant(betterproto.Message):
 
     settlement_policy: "SettlementPolicy" = betterproto.message_field(9)
     """Of the account."""
+
+    rate_limits: "RateLimits" = betterproto.message_field(10)
+    """Of the key; unset means none."""
+
+    account_rate_limits: "RateLimits" = betterproto.message_field(11)
+    """Of the account; unset means none."""
 
 
 @dataclass(eq=False, repr=False)
