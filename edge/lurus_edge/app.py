@@ -37,7 +37,7 @@ TELEMETRY_OFF = {"tracing": False, "metrics": False, "logs": False, "auto_config
 class EdgeApp(FastAPI):
     """FastAPI that looks for an LLM route first: its middleware costs 16 µs a request, and more a chunk."""
 
-    def __init__(self, llm_routes: Mapping[bytes, ASGIApp]) -> None:
+    def __init__(self, relays: Relays) -> None:
         super().__init__(
             title="Lurus Switch",
             docs_url=None,
@@ -46,11 +46,12 @@ class EdgeApp(FastAPI):
             redirect_slashes=False,
             telemetry=TELEMETRY_OFF,  # type: ignore[arg-type]  # a TypedDict of theirs
         )
-        self._llm_routes = llm_routes
+        self._relays = relays
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns the whole application, the LLM routes before everything else."""
-        llm_routes = self._llm_routes
+        relays = self._relays
+        llm_routes = _llm_routes(relays)
         others = super().build_middleware_stack()
 
         async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +60,7 @@ class EdgeApp(FastAPI):
             if llm_route is not None:
                 await llm_route(scope, receive, send)
             else:
-                await others(scope, receive, _with_request_id(send))
+                await others(scope, receive, _with_our_headers(send, relays))
 
         return dispatch
 
@@ -77,7 +78,7 @@ def make_app(
             that checks it: the in-process channel to the routing service does not.
         readiness: says what is missing.
     """
-    app = EdgeApp(_llm_routes(relays))
+    app = EdgeApp(relays)
     _add_models(app, Models(routing))
     _add_probes(app, relays, readiness)
     app.mount(REST_PREFIX, Transcoder(services))
@@ -94,19 +95,24 @@ def _llm_routes(relays: Relays) -> dict[bytes, ASGIApp]:
     return routes
 
 
-def _with_request_id(send: Send) -> Send:
-    """Returns `send` for answers that carry an id, theirs or a new one (wire-contract G8)."""
+def _with_our_headers(send: Send, relays: Relays) -> Send:
+    """Returns `send` for answers that carry an id, theirs or a new one (wire-contract G8).
 
-    async def send_with_id(message: Message) -> None:
+    An edge that drains also asks each client to come back on another connection.
+    """
+
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             if not any(name == b"request-id" for name, _ in headers):
                 request_id = new_id("req").encode()
                 headers += [(b"request-id", request_id), (b"x-request-id", request_id)]
+            if relays.is_draining:
+                headers.append((b"connection", b"close"))
             message["headers"] = headers
         await send(message)
 
-    return send_with_id
+    return send_with_headers
 
 
 def _add_models(app: FastAPI, models: Models) -> None:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from lurus_edge import refusals
+from lurus_edge.framing import plain_head
 from lurus_edge.head_first import HeadFirst
 from lurus_edge.refusals import Refusal, Refused
 
@@ -27,7 +28,6 @@ from lurus_edge.refusals import Refusal, Refused
 CHUNK_OVERHEAD_BYTES = 1 << 20
 # Requests read ahead of a running response; what comes behind them is refused.
 PIPELINE_REQUESTS = 100
-FRAMING_HEADERS = (b"content-length", b"transfer-encoding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,11 @@ class GuardedProtocol(HttpToolsProtocol):
             timer.cancel()
         if self.on_lost is not None:
             self.on_lost()
+
+    def shutdown(self) -> None:
+        """Closes the connection behind its last answer, at once if it is idle."""
+        if not (self._phase is _Phase.HEAD and self._has_begun):  # Half a head: the answer will close it.
+            super().shutdown()
 
     def abort(self) -> None:
         """Drops the connection, so that the client cannot take the answer so far for a whole one."""
@@ -216,7 +221,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise Refused(refusals.PIPELINE_FULL)
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            self._plain_head = _framing(self.headers)
+            self._plain_head = plain_head(self.headers)
         # The list belongs to the application now: trailers go into one that nobody reads.
         self.headers = []
         self.scope["extensions"] = self._extensions
@@ -392,9 +397,3 @@ class GuardedProtocol(HttpToolsProtocol):
 def guarded(limits: GuardLimits) -> type[GuardedProtocol]:
     """Returns the protocol class for `uvicorn.Config(http=…)`, with `limits` in it."""
     return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})
-
-
-def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Returns a request head with nothing but the headers that say how long the body is."""
-    lines = [b"%s: %s\r\n" % header for header in headers if header[0] in FRAMING_HEADERS]
-    return b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n"

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 import grpc.aio
 import uvicorn
 
+from lurus_common.life import Life
+from lurus_common.listening import listen
 from lurus_common.settings import Settings
 from lurus_common.telemetry import Readiness
 from lurus_edge.app import EdgeApp, make_app
@@ -18,10 +20,9 @@ from lurus_edge.relay import Relays
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
-# In production, how long new connections are still taken after readiness has
-# gone: load balancers need that long to notice.
-ANNOUNCE_SECONDS = 5.0
+# How long idle connections live on when others take the new ones: a request may be under way on each.
+LINGER_SECONDS = 2.0
+LINGER_POLL_SECONDS = 0.05
 # How long the exchanges that were cut at the drain limit have for their last event.
 CUT_SECONDS = 2.0
 
@@ -55,10 +56,21 @@ class EdgeServer(uvicorn.Server):
         if self._serving.done():
             self._serving.result()
 
-    async def drain(self, announce_seconds: float, drain_seconds: float) -> None:
-        """Stops accepting, lets live requests finish, cuts what is left at the limit, and stops."""
+    async def drain(self, announce_seconds: float, drain_seconds: float, linger_seconds: float = 0.0) -> None:
+        """Stops accepting, lets live requests finish, cuts what is left at the limit, and stops.
+
+        Args:
+            announce_seconds: for which connections are still accepted. Answers ask to close from now on.
+            drain_seconds: for which requests may go on when connections are no longer accepted.
+            linger_seconds: for which idle connections stay open then: a client may be writing to one.
+        """
         self._relays.is_draining = True
         await asyncio.sleep(announce_seconds)
+        for server in self.servers:
+            server.close()
+        until = asyncio.get_running_loop().time() + linger_seconds
+        while self.server_state.connections and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(LINGER_POLL_SECONDS)
         self.should_exit = True
         await asyncio.wait({self._serving}, timeout=drain_seconds)
         if not self._serving.done():
@@ -87,6 +99,7 @@ async def edge_server(
     service_channels: Mapping[str, grpc.aio.Channel],
     readiness: Readiness,
     share_port: bool = False,
+    life: Life | None = None,
 ) -> AsyncIterator[EdgeServer]:
     """Serves the edge on `settings.host`, and drains when left.
 
@@ -100,10 +113,12 @@ async def edge_server(
             must lead to a server that checks it: the in-process channel to routing does not.
         readiness: says what is missing.
         share_port: lets several workers listen on one port.
+        life: of the process; it may have brought the socket to listen on.
     """
+    life = life or Life()
     relays = Relays(routing_channel, settings.max_body_bytes, settings.max_live_requests)
     app = make_app(relays, routing_channel, service_channels, readiness)
-    listener = _listen(settings.host, settings.edge_port, share_port)
+    listener = life.listener or listen(settings.host, settings.edge_port, share_port)
     server = EdgeServer(_config(app, settings), listener, app, relays)
     try:
         await server.wait_until_started()
@@ -111,9 +126,13 @@ async def edge_server(
     except BaseException:
         await server.stop()
         raise
-    announce_seconds = ANNOUNCE_SECONDS if settings.profile == "prod" else 0.0
+    life.end()
     try:
-        await server.drain(announce_seconds, settings.drain_seconds)
+        await server.drain(
+            life.announce_seconds(settings),
+            settings.drain_seconds,
+            LINGER_SECONDS if life.is_replaced or settings.profile == "prod" else 0.0,
+        )
     finally:
         await server.stop()
 
@@ -137,19 +156,3 @@ def _config(app: EdgeApp, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
     )
-
-
-def _listen(host: str, port: int, share_port: bool) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

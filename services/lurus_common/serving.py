@@ -10,6 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from lurus_common.life import Life
 from lurus_common.rpc import make_server, server_interceptors
 from lurus_common.settings import Settings
 from lurus_common.telemetry import Readiness, ops_server
@@ -20,6 +21,8 @@ OPS_PORT_BASE = 19100
 STORE_WAIT_SECONDS = 60.0
 STORE_POLL_SECONDS = 0.1
 STOP_SECONDS = 5.0
+# How long calls that are ended at the limit have for their last words.
+CUT_SECONDS = 2.0
 STOP_MARGIN_SECONDS = 2.0
 CANCEL_SECONDS = 1.0
 
@@ -66,8 +69,14 @@ async def grpc_service(
     open_methods: Sequence[str] = (),
     for_inference: bool = False,
     share_port: bool = False,
+    life: Life | None = None,
+    drain_seconds: float = STOP_SECONDS,
+    cut: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[int]:
     """Serves gRPC with health and reflection, and the ops port; yields the gRPC port it got.
+
+    It drains as soon as the life of the process ends, at the latest when the block is left, and is
+    not ready from that moment on.
 
     Args:
         settings: for the host, the admin token and the ops port.
@@ -78,7 +87,11 @@ async def grpc_service(
         open_methods: see `server_interceptors`.
         for_inference: admits bodies of 32 MiB.
         share_port: lets several workers listen on one port.
+        life: of the process.
+        drain_seconds: how long calls may go on once nothing new is taken.
+        cut: told to end the calls that are left then.
     """
+    life = life or Life()
     interceptors = server_interceptors(settings.admin_token, open_methods)
     server = make_server(interceptors, for_inference=for_inference, share_port=share_port)
     register(server)
@@ -90,24 +103,39 @@ async def grpc_service(
     await server.start()
     for name in ("", *names):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        async with ops_server(settings.ops_host, ops_port(settings, port), readiness):
-            log.info("serving %s on %s:%d", ", ".join(service_names), settings.host, bound)
-            yield bound
-    finally:
+
+    async def problems() -> dict[str, str]:
+        # First, since it is what a supervisor looks for.
+        return {**({"process": life.problem} if life.problem else {}), **await readiness()}
+
+    async def end() -> None:
+        await life.ending.wait()
         await checks.enter_graceful_shutdown()
-        await _stop(server)
+        await asyncio.sleep(life.announce_seconds(settings))
+        await _stop(server, drain_seconds, cut)
+
+    async with ops_server(settings.ops_host, ops_port(settings, port), problems):
+        log.info("serving %s on %s:%d", ", ".join(service_names), settings.host, bound)
+        ending = asyncio.create_task(end(), name="end of the gRPC server")
+        try:
+            yield bound
+        finally:
+            life.end()
+            await ending
 
 
-async def _stop(server: grpc.aio.Server) -> None:
-    """Ends a server: calls may finish for a while, then are cancelled.
+async def _stop(server: grpc.aio.Server, seconds: float, cut: Callable[[], None]) -> None:
+    """Ends a server: no call is taken any more, those under way may finish for a while, then are ended.
 
     Nobody waits longer than the calls may take, whatever the library waits for.
     """
-    try:
-        async with asyncio.timeout(STOP_SECONDS + STOP_MARGIN_SECONDS):
-            await server.stop(STOP_SECONDS)
-    except TimeoutError:
+    stopping = asyncio.create_task(server.stop(seconds + CUT_SECONDS))
+    done, _ = await asyncio.wait([stopping], timeout=seconds)
+    if not done:
+        cut()
+        done, _ = await asyncio.wait([stopping], timeout=CUT_SECONDS + STOP_MARGIN_SECONDS)
+    if not done:
+        stopping.cancel()
         log.warning("the gRPC server did not confirm that it has stopped")
 
 

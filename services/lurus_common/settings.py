@@ -22,6 +22,7 @@ KNOWN_DEFAULTS = frozenset({"changeme", "password", "secret", "admin", "123456",
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Wait = Annotated[float, Meta(ge=0, le=86400)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -77,6 +78,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unary_total_seconds: Seconds = 600
     stream_total_seconds: Seconds = 3600
     drain_seconds: Seconds = 600
+    # In the `prod` profile: how long work is still taken after readiness has gone.
+    drain_announce_seconds: Wait = 5
     client_head_seconds: Seconds = 10
     client_body_seconds: Seconds = 60
     client_idle_seconds: Seconds = 75

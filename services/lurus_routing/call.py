@@ -14,6 +14,7 @@ from lurus.billing.v1.billing_pb2 import KeyGrant
 from lurus.routing.v1.routing_pb2 import RelayEnd, RelayRequest
 from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common.errors import LurusError
 from lurus_common.ids import new_id
 from lurus_common.money import Tokens, cost
 from lurus_dialects.answer import Answer
@@ -74,6 +75,8 @@ class Call:
         self.first_event_seconds: float | None = None
         # Since when the client has not taken what was released; None while we wait for the provider.
         self.waits_for_client_since: float | None = None
+        # Why we ourselves end it, if we do.
+        self.cut_by: LurusError | None = None
         self.terminal: usage_pb2.Terminal.ValueType = usage_pb2.TERMINAL_REFUSED
         self.error_reason = ""
         # The final event, and when it is durable.

@@ -36,6 +36,8 @@ STOP_SECONDS = 5.0
 LOCK_WAIT_SECONDS = 5.0
 LOCK_POLL_SECONDS = 0.05
 RETRY_SECONDS = 0.5
+# How long the events of a worker that has ended wait for another one, at most.
+ADOPT_SECONDS = 5.0
 MAX_FINALS_WAITING = 10_000
 MAX_READY_ROWS = 2_048
 
@@ -105,7 +107,7 @@ class Outbox:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = await self._take_lock()
         self._database = outbox_file.open_or_replace(self._path)
-        outbox_file.adopt_orphans(self._database, self._path)
+        outbox_file.adopt_orphans(self._path, self._worker_id)
         recovered = outbox_file.recover(self._database, self._worker_id)
         RECOVERED.inc(recovered)
         self._unsent_count = outbox_file.count(self._database, FINAL)
@@ -232,9 +234,26 @@ class Outbox:
         sent = set(request_ids)
         self._ready = deque(row for row in self._ready if row[0] not in sent)
 
+    async def look_after_orphans(self) -> None:
+        """Takes over what workers leave that end while this one runs, until cancelled."""
+        while True:
+            await asyncio.sleep(ADOPT_SECONDS)
+            try:
+                adopted = await asyncio.to_thread(outbox_file.adopt_orphans, self._path, self._worker_id)
+            except OSError as error:
+                log.warning("the outboxes of other workers cannot be looked at: %s", error)
+                continue
+            if adopted:
+                self._unsent_count += adopted
+                UNSENT.set(self._unsent_count)
+                self._ready.clear()
+                self._reads_disk = True
+                self.has_news.set()
+
     async def forget_old(self) -> None:
         """Deletes events that were sent long ago."""
         before = int(time.time()) - KEEP_SENT_SECONDS
+        await asyncio.to_thread(outbox_file.forget_sent_files, self._directory, before)
         await self._ask(lambda database: database.execute(_FORGET, (before,)))
 
     def _ask(self, operation: _Put | Operation) -> "asyncio.Future[Any]":

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -76,8 +77,13 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def adopt_orphans(database: sqlite3.Connection, own_path: Path) -> None:
-    """Takes over the rows of workers that are gone, each file by exactly one adopter."""
+def adopt_orphans(own_path: Path, worker_id: str) -> int:
+    """Takes over the rows of workers that are gone, each file by exactly one adopter; returns how many.
+
+    What such a worker was still doing becomes an estimated final event. What it had sent stays beside
+    us for an audit. Waits for nobody; it may run beside the worker's own writes.
+    """
+    adopted = 0
     for path in sorted(own_path.parent.glob("outbox-*.db")):
         if path == own_path:
             continue
@@ -87,21 +93,43 @@ def adopt_orphans(database: sqlite3.Connection, own_path: Path) -> None:
             continue
         with held:
             try:
-                _adopt(database, path)
+                adopted += _adopt(own_path, path, worker_id)
             except sqlite3.Error as error:
                 log.critical("%s cannot be adopted and waits for a person: %s", path.name, error)
+    return adopted
 
 
-def _adopt(database: sqlite3.Connection, path: Path) -> None:
-    orphan = _open(path)
-    try:
+def _adopt(own_path: Path, path: Path, worker_id: str) -> int:
+    if not path.exists():
+        return 0  # another one was quicker
+    with closing(_open(path)) as orphan:
         rows = orphan.execute("SELECT * FROM usage WHERE state < 2").fetchall()
-    finally:
-        orphan.close()
-    _write_all(database, "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)", rows)
+        if rows:
+            finals = [_final(row, worker_id) for row in rows]
+            with closing(_open(own_path)) as database:
+                _write_all(database, "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)", finals)
+            orphan.execute("DELETE FROM usage WHERE state < 2")
+        has_sent = count(orphan, SENT) > 0
+    if has_sent:
+        path.rename(path.with_name(f"sent-{path.stem.removeprefix('outbox-')}-{time.time_ns()}.db"))
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    log.warning("adopted %d events of %s", len(rows), path.name)
+    log.info("adopted %d events of %s", len(rows), path.name)
+    return len(rows)
+
+
+def _final(row: tuple[str, int, str, bytes, int], worker_id: str) -> tuple[str, int, str, bytes, int]:
+    request_id, state, subject, payload, change_time = row
+    if state == INTENT:
+        return request_id, FINAL, subject, _estimated(payload, worker_id), change_time
+    return row
+
+
+def forget_sent_files(directory: Path, before: float) -> None:
+    """Deletes what adopted workers had sent, if that was before a moment in Unix seconds."""
+    for path in directory.glob("sent-*.db"):
+        if path.stat().st_mtime < before:
+            path.unlink(missing_ok=True)
 
 
 def recover(database: sqlite3.Connection, worker_id: str) -> int:

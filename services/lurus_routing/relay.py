@@ -214,6 +214,12 @@ class Relay:
                 call.close_upstream()
                 self._settlement.settle(call)
 
+    def cut(self) -> None:
+        """Ends all live calls with the error of their dialect: the drain limit is reached."""
+        for call in list(self._live):
+            call.cut_by = Overloaded("the gateway is being restarted", retry_after_seconds=1)
+            call.close_upstream()
+
 
 def _session(call: Call, matches: Sequence[Candidate]) -> str:
     """What keeps the requests of one conversation with one credential, whose cache knows them."""

@@ -105,7 +105,7 @@ class Release:
             return tail + await self._break(cut)
         except LurusError as error:
             self._is_ended = True
-            return b"" if watcher.is_over else await self._break(error)
+            return b"" if watcher.is_over else await self._break(self._call.cut_by or error)
         except Exception:
             # A defect of ours. The client is told in its own dialect all the same, and pays for what it got.
             log.exception("answering %s failed", self._call.request_id)
@@ -138,8 +138,8 @@ class Release:
         call.terminal = usage_pb2.TERMINAL_TIMEOUT if is_timeout else usage_pb2.TERMINAL_TRUNCATED
         call.error_reason = error.reason
         now = time.monotonic()
-        is_providers = not isinstance(error, InternalError) and now < self._total_until
-        if call.permit is not None and is_providers and call.settled is None:
+        is_ours = call.cut_by is not None or isinstance(error, InternalError)
+        if call.permit is not None and not is_ours and now < self._total_until and call.settled is None:
             self._health.fail(call.permit, now)
         event = self._watcher.stream_error(error.reason, error.message, call.request_id)
         await self._settlement.settle_durably(call)

@@ -1,18 +1,20 @@
 """Builds the routing service: on the wire, or in process for a gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lurus.billing.v1.billing_pb2_grpc import BillingServiceStub
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus.routing.v1.routing_pb2_grpc import add_RoutingServiceServicer_to_server
 from lurus_common.inprocess import InProcessChannel, InProcessServer
+from lurus_common.life import Life
 from lurus_common.rpc import open_channel, server_interceptors
 from lurus_common.serving import grpc_service
 from lurus_common.settings import Settings
+from lurus_common.telemetry import Readiness
 from lurus_routing.follow import follow_keys, follow_providers, key_lookup, lease_request
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
@@ -31,21 +33,27 @@ SERVICE = "lurus.routing.v1.RoutingService"
 _KEY_METHODS = ("Relay", "StreamChat", "CompleteChat", "CountTokens", "ListModels")
 OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in _KEY_METHODS)
 FLUSH_SECONDS = 3.0
+# Behind an edge in the same process: that ends its own calls first.
+EDGE_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def routing_server(settings: Settings) -> AsyncIterator[int]:
+async def routing_server(settings: Settings, life: Life | None = None) -> AsyncIterator[int]:
     """Serves RoutingService over gRPC; yields its port."""
-    async with _routing(settings) as (servicer, readiness), _wire(settings, servicer, readiness) as port:
+    life = life or Life()
+    async with _routing(settings) as routing, _wire(settings, routing, life, settings.drain_seconds) as port:
         yield port
 
 
 @asynccontextmanager
-async def routing_in_process(settings: Settings) -> AsyncIterator[tuple[InProcessChannel, int]]:
+async def routing_in_process(
+    settings: Settings, life: Life | None = None
+) -> AsyncIterator[tuple[InProcessChannel, int]]:
     """Gives a channel without a socket, and serves the gRPC port as well; yields both."""
-    async with _routing(settings) as (servicer, readiness), _wire(settings, servicer, readiness) as port:
+    life, limit = life or Life(), settings.drain_seconds + EDGE_SECONDS
+    async with _routing(settings) as routing, _wire(settings, routing, life, limit) as port:
         server = InProcessServer(server_interceptors(settings.admin_token, OPEN_METHODS))
-        add_RoutingServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
+        add_RoutingServiceServicer_to_server(routing.servicer, server)  # type: ignore[arg-type]
         channel = server.channel()
         try:
             yield channel, port
@@ -53,21 +61,30 @@ async def routing_in_process(settings: Settings) -> AsyncIterator[tuple[InProces
             await channel.close()
 
 
-def _wire(settings: Settings, servicer: RoutingServicer, readiness: Any) -> Any:
+class _Routing(NamedTuple):
+    servicer: RoutingServicer
+    readiness: Readiness
+    cut: Callable[[], None]
+
+
+def _wire(settings: Settings, routing: _Routing, life: Life, drain_seconds: float) -> Any:
     return grpc_service(
         settings,
         settings.routing_port,
         [SERVICE],
-        lambda server: add_RoutingServiceServicer_to_server(servicer, server),
-        readiness,
+        lambda server: add_RoutingServiceServicer_to_server(routing.servicer, server),
+        routing.readiness,
         open_methods=OPEN_METHODS,
         for_inference=True,
         share_port=True,
+        life=life,
+        drain_seconds=drain_seconds,
+        cut=routing.cut,
     )
 
 
 @asynccontextmanager
-async def _routing(settings: Settings) -> AsyncIterator[tuple[RoutingServicer, Any]]:
+async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
     settings.require("data_dir", "nats_url", "admin_token", "key_pepper", "credential_key")
     settings.credential_key_bytes()
     async with AsyncExitStack() as stack:
@@ -92,6 +109,7 @@ async def _routing(settings: Settings) -> AsyncIterator[tuple[RoutingServicer, A
                 follow_keys(billing, keys),
                 follow_providers(provider, relay.take_providers),
                 publisher.run(),
+                outbox.look_after_orphans(),
                 relay.tend(),
             )
         )
@@ -103,7 +121,7 @@ async def _routing(settings: Settings) -> AsyncIterator[tuple[RoutingServicer, A
             problems = {} if relay.catalog else {"providers": "not known yet"}
             return {**problems, **({"outbox": outbox.problem} if outbox.problem else {})}
 
-        yield RoutingServicer(relay, keys, settings.admin_token), readiness
+        yield _Routing(RoutingServicer(relay, keys, settings.admin_token), readiness, relay.cut)
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ _RUN, _SET_UP, _USE, _WATCH = "Run", "Set up", "Use", "Watch"
 ENTRIES = {
     "up": Entry("up", "Starts the whole mesh here, stores included, and prints how to use it.", _RUN),
     "serve": Entry("serve", "Starts one service, for deployments.", _RUN),
+    "reload": Entry("reload", "Restarts the gateway's workers one after the other, without a gap.", _RUN),
     "status": Entry("status", "Shows processes, services, stores, queues and breakers.", _RUN),
     "doctor": Entry("doctor", "Looks for what is wrong, and says what to do about it.", _RUN),
     "version": Entry("version", "Prints the version.", _RUN),

@@ -4,7 +4,7 @@ import base64
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from lurus_common.settings import PREFIX, Settings, to_environment
 from lurus_switch.embedded import DataDir, EmbeddedBackends, ProcessSpec
 from lurus_switch.embedded.data_dir import port_is_free
-from lurus_switch.embedded.probe import expect, http_get
+from lurus_switch.embedded.probe import NotReady, ask, expect, http_get
 from lurus_switch.failures import USAGE, CommandFailed
 from lurus_switch.places import ADMIN_TOKEN
 
@@ -24,7 +24,10 @@ MAX_WORKERS = 64
 READY_SECONDS = 60.0
 # A developer's Ctrl-C does not wait for long streams; LURUS_DRAIN_SECONDS says otherwise.
 DRAIN_SECONDS = 5.0
-STOP_MARGIN_SECONDS = 10.0
+# For what comes after the last stream: last words, the outbox, leases.
+STOP_MARGIN_SECONDS = 20.0
+# Begins what a process says that has not started all of what it serves, see `Life`.
+NOT_SERVING = b'"problems": {"process"'
 
 _ANY_ADDRESS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  (compared with, not bound to)
 _LOOPBACK = "127.0.0.1"
@@ -38,6 +41,7 @@ class MeshPlan:
         settings: of its processes, with secrets and the stores' URLs.
         workers: gateway processes.
         ops_ports: by process.
+        spare_ops_ports: of the gateways, each while the other one of the pair is taken.
         stores: HOST:PORT of the stores, by name; without credentials.
         backends: those that are started here.
         environment: what every process gets beside its settings.
@@ -46,6 +50,7 @@ class MeshPlan:
     settings: Settings
     workers: int
     ops_ports: Mapping[str, int]
+    spare_ops_ports: Mapping[str, int]
     stores: Mapping[str, str]
     backends: EmbeddedBackends
     environment: Mapping[str, str]
@@ -74,11 +79,42 @@ class MeshPlan:
 
     def services(self) -> list[ProcessSpec]:
         """What stands behind the gateway. They wait for the stores themselves, so all start at once."""
-        return [*(self._service(name, name) for name in ("provider", "log", "billing")), self._sandbox()]
+        return [
+            *(self._service(name, name, self.ops_ports[name]) for name in ("provider", "log", "billing")),
+            self._sandbox(),
+        ]
 
-    def gateway_specs(self) -> list[ProcessSpec]:
-        """The gateway processes, which share their ports."""
-        return [self._service("gateway", name, worker_id=name) for name in self.gateways]
+    def gateway_specs(self, listener: int | None = None) -> list[ProcessSpec]:
+        """The gateway processes. They share the edge's socket, of which `listener` is the descriptor.
+
+        They bind the routing port beside each other: gRPC takes no socket from outside.
+        """
+        return [self._gateway(name, self.ops_ports[name], name, listener) for name in self.gateways]
+
+    def next_gateway(self, name: str, listener: int, *, is_second: bool) -> ProcessSpec:
+        """What takes the place of a gateway process, when it has all that it needs to serve.
+
+        Args:
+            name: of the place.
+            listener: as above.
+            is_second: of the two that take turns in the place. While both run, each needs a worker id
+                of its own, which names its outbox, and an ops port.
+        """
+        port = self.spare_ops_ports[name] if is_second else self.ops_ports[name]
+
+        async def ready() -> None:
+            await is_ready(port)
+
+        return replace(self._gateway(name, port, f"{name}-b" if is_second else name, listener), ready=ready)
+
+    def _gateway(self, name: str, ops_port: int, worker_id: str, listener: int | None) -> ProcessSpec:
+        async def ready() -> None:
+            answer = await ask(ops_port, http_get("/ready"), b"}")
+            if NOT_SERVING in answer:
+                raise NotReady(f"it does not serve yet: {answer[-200:]!r}")
+
+        spec = self._service("gateway", name, ops_port, worker_id)
+        return replace(spec, ready=ready, listener=listener)
 
     def bootstrap(self) -> ProcessSpec:
         """What makes the first account, key and provider, and ends."""
@@ -89,17 +125,11 @@ class MeshPlan:
             env={**self.environment, **to_environment(self.settings)},
         )
 
-    def _service(self, target: str, name: str, worker_id: str = "worker-0") -> ProcessSpec:
-        port = self.ops_ports[name]
-        settings = msgspec.structs.replace(self.settings, ops_port=port, worker_id=worker_id)
-        edge_port = (
-            settings.edge_port if target == "gateway" and settings.host in {_LOOPBACK, *_ANY_ADDRESS} else 0
-        )
+    def _service(self, target: str, name: str, ops_port: int, worker_id: str = "worker-0") -> ProcessSpec:
+        settings = msgspec.structs.replace(self.settings, ops_port=ops_port, worker_id=worker_id)
 
         async def ready() -> None:
-            await expect(port, http_get("/health"), b"}", b'{"status": "alive"}')
-            if edge_port:
-                await expect(edge_port, http_get("/health"), b"}", b'{"status":"alive"}')
+            await expect(ops_port, http_get("/health"), b"}", b'{"status": "alive"}')
 
         return ProcessSpec(
             name=name,
@@ -169,6 +199,7 @@ def make_plan(
     """
     ports = _service_ports(settings, given, data_dir, port)
     ops_ports = _ops_ports(data_dir, ports, workers, port == AUTO)
+    spare_ops_ports = {name: data_dir.port(f"ops-{name}-b") for name in gateway_names(workers)}
     overrides = {name: getattr(settings, name) for name in _URLS}
     backends = EmbeddedBackends(data_dir, overrides=overrides)
     settings = msgspec.structs.replace(
@@ -182,7 +213,8 @@ def make_plan(
         **_secrets(settings, data_dir),
     )
     stores = {name: _host_and_port(getattr(settings, url)) for url, name in _URLS.items()}
-    return MeshPlan(settings, workers, ops_ports, stores, backends, process_environment(data_dir, os.environ))
+    environment = process_environment(data_dir, os.environ)
+    return MeshPlan(settings, workers, ops_ports, spare_ops_ports, stores, backends, environment)
 
 
 _URLS = {

@@ -29,6 +29,30 @@ class ProcessRow(msgspec.Struct, kw_only=True):
     log_path: str = ""
 
 
+class ReloadStep(msgspec.Struct, kw_only=True):
+    """One worker of a reload: `waiting`, `starting`, `draining` (the old one), `done` or `failed`."""
+
+    process: str
+    state: str = "waiting"
+    old_pid: int | None = None
+    new_pid: int | None = None
+    # From the start of the new one: until it was ready, and until the old one had ended.
+    ready_seconds: float | None = None
+    drained_seconds: float | None = None
+
+
+class ReloadRow(msgspec.Struct, kw_only=True):
+    """A rolling restart of the gateway's workers."""
+
+    # Counts those of this run of the mesh, from 1.
+    number: int
+    start_time: float
+    end_time: float | None = None
+    # Why it stopped before its end; empty if it did not.
+    problem: str = ""
+    steps: list[ReloadStep] = []
+
+
 class RunFile(msgspec.Struct, kw_only=True):
     """A running mesh, as `lurus up` describes it. Addresses are HOST:PORT, times Unix seconds."""
 
@@ -44,6 +68,8 @@ class RunFile(msgspec.Struct, kw_only=True):
     # Stores by name.
     stores: dict[str, str]
     processes: list[ProcessRow] = []
+    # The last one, or the one under way.
+    reload: ReloadRow | None = None
 
     @property
     def is_alive(self) -> bool:

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import uvloop
 
+from lurus_common.life import Life
+from lurus_common.listening import inherited_listener, raise_descriptor_limit
 from lurus_common.settings import Settings, SettingsError, read_settings
 from lurus_switch.failures import FAILED, OK, UNREACHABLE, USAGE
 
@@ -26,39 +29,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Target: TypeAlias = Callable[[AsyncExitStack, Settings], Awaitable[None]]
+Target: TypeAlias = Callable[[AsyncExitStack, Settings, Life], Awaitable[None]]
 
 
-async def _provider(stack: AsyncExitStack, settings: Settings) -> None:
+async def _provider(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     from lurus_provider.server import provider_server
 
     await stack.enter_async_context(provider_server(settings))
 
 
-async def _billing(stack: AsyncExitStack, settings: Settings) -> None:
+async def _billing(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     from lurus_billing.server import billing_server
 
     await stack.enter_async_context(billing_server(settings))
 
 
-async def _log(stack: AsyncExitStack, settings: Settings) -> None:
+async def _log(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     from lurus_log.server import log_server
 
     await stack.enter_async_context(log_server(settings))
 
 
-async def _routing(stack: AsyncExitStack, settings: Settings) -> None:
+async def _routing(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     from lurus_routing.server import routing_server
 
-    await stack.enter_async_context(routing_server(settings))
+    await stack.enter_async_context(routing_server(settings, life))
 
 
-async def _gateway(stack: AsyncExitStack, settings: Settings) -> None:
+async def _gateway(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     """Edge and routing in one process; the edge is left first, so that it drains before what it calls."""
     from lurus_edge.server import edge_server
     from lurus_routing.server import routing_in_process
 
-    channel, _ = await stack.enter_async_context(routing_in_process(settings))
+    channel, _ = await stack.enter_async_context(routing_in_process(settings, life))
     services = await _service_channels(stack, settings)
     await stack.enter_async_context(
         edge_server(
@@ -67,11 +70,12 @@ async def _gateway(stack: AsyncExitStack, settings: Settings) -> None:
             service_channels=services,
             readiness=_nothing_missing,
             share_port=True,
+            life=life,
         )
     )
 
 
-async def _edge(stack: AsyncExitStack, settings: Settings) -> None:
+async def _edge(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     """The edge alone, and the ops port that a gateway has from its routing service."""
     from lurus_common.rpc import open_channel
     from lurus_common.serving import ops_port
@@ -80,14 +84,24 @@ async def _edge(stack: AsyncExitStack, settings: Settings) -> None:
 
     channel = await stack.enter_async_context(open_channel(settings.routing_address, for_inference=True))
     services = await _service_channels(stack, settings)
-    await stack.enter_async_context(
-        edge_server(settings, routing_channel=channel, service_channels=services, readiness=_nothing_missing)
-    )
+
+    async def readiness() -> dict[str, str]:
+        return {"process": life.problem} if life.problem else {}
+
     port = ops_port(settings, settings.edge_port)
-    await stack.enter_async_context(ops_server(settings.ops_host, port, _nothing_missing))
+    await stack.enter_async_context(ops_server(settings.ops_host, port, readiness))
+    await stack.enter_async_context(
+        edge_server(
+            settings,
+            routing_channel=channel,
+            service_channels=services,
+            readiness=_nothing_missing,
+            life=life,
+        )
+    )
 
 
-async def _sandbox(stack: AsyncExitStack, settings: Settings) -> None:
+async def _sandbox(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     from lurus_switch.sandbox import running
 
     await stack.enter_async_context(running(settings.host, settings.sandbox_port))
@@ -137,7 +151,8 @@ def serve(target: str, environment: Mapping[str, str], routing_address: str = ""
     try:
         settings = read_settings(given)
         start_logging(settings.log_level, target)
-        return uvloop.run(_serve(target, settings))
+        raise_descriptor_limit()
+        return uvloop.run(_serve(target, settings, inherited_listener(environment)))
     except SettingsError as error:
         print(f"lurus serve {target}: the settings do not fit.\n{error}", file=sys.stderr)
         return USAGE
@@ -145,14 +160,16 @@ def serve(target: str, environment: Mapping[str, str], routing_address: str = ""
         return OK
 
 
-async def _serve(target: str, settings: Settings) -> int:
-    end = _End()
+async def _serve(target: str, settings: Settings, listener: socket.socket | None) -> int:
+    life = Life(listener, has_started=False)
+    _end_on_signals(life)
     try:
         async with AsyncExitStack() as stack:
-            await TARGETS[target](stack, settings)
+            await TARGETS[target](stack, settings, life)
             _tune_memory()
+            life.has_started = True
             log.info("%s is serving", target)
-            await end.wait()
+            await life.ending.wait()
             log.info("%s is draining", target)
     except asyncio.CancelledError:
         log.warning("%s was stopped before it had started or drained", target)
@@ -162,25 +179,21 @@ async def _serve(target: str, settings: Settings) -> int:
     return OK
 
 
-class _End:
-    """Waits for SIGTERM or SIGINT. One before `wait`, and a second one at any time, cancels the task."""
+def _end_on_signals(life: Life) -> None:
+    """Ends a life in order at SIGTERM, SIGINT and SIGHUP, which says that another process has its place.
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._signalled: asyncio.Future[None] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+    A signal before it serves, and a second one at any time, cancels the task.
+    """
+    task = asyncio.current_task()
 
-    async def wait(self) -> None:
-        self._signalled = asyncio.get_running_loop().create_future()
-        await self._signalled
+    def on_signal(number: signal.Signals) -> None:
+        if life.has_started and not life.ending.is_set():
+            life.end(is_replaced=number is signal.SIGHUP)
+        elif task is not None:
+            task.cancel()
 
-    def _on_signal(self) -> None:
-        if self._signalled is not None and not self._signalled.done():
-            self._signalled.set_result(None)
-        elif self._task is not None:
-            self._task.cancel()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
 
 
 def _tune_memory() -> None:

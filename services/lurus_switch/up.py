@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import sys
+import termios
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lurus_common.listening import raise_descriptor_limit
 from lurus_common.settings import PREFIX, SettingsError, read_settings
 from lurus_switch import connect
 from lurus_switch.embedded import (
@@ -26,6 +28,7 @@ from lurus_switch.embedded.identity import start_time
 from lurus_switch.failures import OK, USAGE, CommandFailed
 from lurus_switch.mesh_plan import MeshPlan, is_ready, make_plan
 from lurus_switch.places import FIRST_KEY_FILE, RUN_FILE, ProcessRow, RunFile, write_run_file
+from lurus_switch.rolling import Rolling
 from lurus_switch.screen import Screen
 
 BOOTSTRAP_SECONDS = 120.0
@@ -52,6 +55,7 @@ def up(path: Path, port: str | None, workers: int) -> int:
     given = frozenset(name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX))
     try:
         with DataDir(path) as data_dir:
+            raise_descriptor_limit()
             plan = make_plan(settings, given, data_dir, port, workers)
             return asyncio.run(_Up(data_dir, plan, Screen()).run())
     except AlreadyRunning as error:
@@ -72,14 +76,17 @@ class _Up:
         self._screen = screen
         self._begin = time.time()
         self._supervisor = Supervisor(data_dir.logs, data_dir.run, self._on_event)
-        self._is_writing = self._is_stopping = False
+        self._is_writing = self._is_stopping = self._is_ready = False
+        self._rolling = Rolling(plan, self._supervisor, self._write_run_file)
+        self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     async def run(self) -> int:
         """Starts everything, waits for a signal, stops everything."""
         task = asyncio.current_task()
         assert task is not None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, task)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hang_up, task)
         try:
             await self._start()
             await asyncio.Future()
@@ -97,10 +104,11 @@ class _Up:
         async with asyncio.TaskGroup() as group:
             # In this order, so that they stop in the reverse one. They start at the same time:
             # services wait for their stores, the gateway for nobody.
-            for specs in (plan.backends.specs(), plan.services(), plan.gateway_specs()):
+            for specs in (plan.backends.specs(), plan.services(), plan.gateway_specs(self._rolling.listener)):
                 group.create_task(supervisor.start(specs))
             group.create_task(self._bootstrap())
         problems = await self._wait_until_ready()
+        self._is_ready = True
         self._write_run_file()
         self._screen.end()
         for problem in problems:
@@ -149,6 +157,7 @@ class _Up:
         (self._data_dir.path / RUN_FILE).unlink(missing_ok=True)
         with contextlib.suppress(asyncio.CancelledError):
             await self._supervisor.stop()
+        self._rolling.close()
 
     def _on_signal(self, task: "asyncio.Task[Any]") -> None:
         """The first signal stops everything in order, the second one at once."""
@@ -156,6 +165,13 @@ class _Up:
             self._is_stopping = True
             self._screen.stopping()
         task.cancel()
+
+    def _on_hang_up(self, task: "asyncio.Task[Any]") -> None:
+        """Rolls the gateway's workers; but where the terminal has gone, the mesh goes with it."""
+        if self._has_terminal and not _terminal_answers():
+            self._on_signal(task)
+        elif self._is_ready and not self._is_stopping:
+            self._rolling.begin()
 
     def _on_event(self, event: ProcessEvent) -> None:
         self._screen.event(event)
@@ -186,11 +202,20 @@ class _Up:
             pid_start=start_time(pid) or "",
             start_time=self._begin,
             addresses=self._plan.addresses(),
-            ops={name: f"127.0.0.1:{port}" for name, port in self._plan.ops_ports.items()},
+            ops={name: f"127.0.0.1:{port}" for name, port in self._rolling.ops_ports.items()},
             stores=dict(self._plan.stores),
             processes=rows,
+            reload=self._rolling.last,
         )
         write_run_file(self._data_dir.path, run)
+
+
+def _terminal_answers() -> bool:
+    try:
+        termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError, ValueError):
+        return False
+    return True
 
 
 def typed_command() -> str:

@@ -273,6 +273,25 @@ asyncio.run(main())
             for worker in workers:
                 await worker.__aexit__(None, None, None)
 
+    async def test_one_that_ends_meanwhile_is_adopted_by_one_that_runs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox_module, "ADOPT_SECONDS", 0.02)
+        async with Outbox(tmp_path, "w", 10) as outbox:
+            live = UsageEvent(request_id="req_live", account_id="a")
+            await outbox.intend(live)
+            looking = asyncio.create_task(outbox.look_after_orphans())
+            await asyncio.to_thread(self.die, tmp_path, "dead")
+            await until(lambda: outbox.unsent_count)
+            looking.cancel()
+            events = read_outbox(tmp_path / "outbox-w.db")
+            self.check(events, "w")
+            assert events["req_live"][0] == 0  # what we do ourselves goes on
+            assert len(await outbox.unsent(10)) == outbox.unsent_count == 3
+            assert not (tmp_path / "outbox-dead.db").exists()
+            [sent] = tmp_path.glob("sent-dead-*.db")
+            assert {state for state, _ in read_outbox(sent).values()} == {2}
+
     async def test_an_event_that_cannot_be_read_stops_nobody(self, tmp_path: Path) -> None:
         async with Outbox(tmp_path, "w", 10):
             pass

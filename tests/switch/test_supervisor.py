@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,65 @@ class TestRestart:
     async def test_an_unknown_name_is_an_error(self, supervisor: Supervisor) -> None:
         with pytest.raises(EmbeddedError, match="no process is named 'nobody'"):
             supervisor.signal("nobody", signal.SIGTERM)
+
+
+LINGER = """
+import signal, sys, time
+left = []
+signal.signal(signal.SIGHUP, lambda *_: left.append(1))
+open(sys.argv[1], 'w').close()
+while not left or len(sys.argv) < 3:
+    time.sleep(0.01)
+open(sys.argv[2], 'w').close()
+"""
+
+
+class TestRoll:
+    async def test_the_old_one_is_told_to_leave_when_the_new_one_is_ready(
+        self, supervisor: Supervisor, tmp_path: Path
+    ) -> None:
+        here, left = tmp_path / "here", tmp_path / "left"
+        old = program("worker", LINGER, ready=in_file(here))
+        pids: list[int | None] = []
+
+        def on_ready(pid: int | None) -> None:
+            pids.append(pid)
+            assert not left.exists()
+
+        async with supervisor:
+            await supervisor.start([replace(old, argv=[*old.argv, str(here), str(left)])])
+            await supervisor.roll(program("worker"), signal.SIGHUP, on_ready)
+            assert left.exists()
+            assert [status.pid for status in supervisor.status()] == pids
+            assert sorted(path.name for path in tmp_path.glob("*.pid")) == ["worker.1.pid"]
+
+    async def test_a_new_one_that_fails_leaves_the_old_one_alone(self, supervisor: Supervisor) -> None:
+        async with supervisor:
+            await supervisor.start([program("worker")])
+            before = supervisor.status()
+            broken = program("worker", "raise SystemExit(3)", ready=never_ready)
+            with pytest.raises(StartFailed, match="exit code 3"):
+                await supervisor.roll(broken, signal.SIGHUP, lambda _: None)
+            assert supervisor.status() == before
+
+    async def test_a_stop_meanwhile_ends_both(
+        self, supervisor: Supervisor, tmp_path: Path, wait_until_gone: Callable[[Iterable[int]], None]
+    ) -> None:
+        here = tmp_path / "here"
+        deaf = program("worker", LINGER, ready=in_file(here), stop_seconds=0.5)
+        await supervisor.start([replace(deaf, argv=[*deaf.argv, str(here)])])
+        is_ready = asyncio.Event()
+        rolling = asyncio.create_task(
+            supervisor.roll(program("worker"), signal.SIGHUP, lambda _: is_ready.set())
+        )
+        await asyncio.wait_for(is_ready.wait(), 10)
+        names = [status.name for status in supervisor.status()]
+        pids = [status.pid for status in supervisor.status() if status.pid]
+        await supervisor.stop()
+        await asyncio.wait_for(rolling, 10)
+        assert names == ["worker", "worker (leaving)"]
+        assert len(pids) == 2
+        wait_until_gone(pids)
 
 
 class TestStop:

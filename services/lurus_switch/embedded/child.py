@@ -123,15 +123,17 @@ def _open_log(path: Path) -> int:
 
 def _spawn(spec: ProcessSpec, log_file: int) -> subprocess.Popen[bytes]:
     user, group = ("-" if number is None else str(number) for number in (spec.user, spec.group))
+    listener = "-" if spec.listener is None else str(spec.listener)
     launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(int(spec.death_signal))]
     return subprocess.Popen(  # noqa: S603  (argv comes from our own specs)
-        [*launcher, user, group, "--", *spec.argv],
+        [*launcher, user, group, listener, "--", *spec.argv],
         stdin=subprocess.DEVNULL,
         stdout=log_file,
         stderr=subprocess.STDOUT,
         env=None if spec.env is None else dict(spec.env),
         cwd=spec.cwd,
         start_new_session=True,
+        pass_fds=() if spec.listener is None else (spec.listener,),
     )
 
 

@@ -1,6 +1,6 @@
 """Becomes another program that cannot outlive its parent.
 
-Run by path, as `python -I -S launch.py PARENT_PID SIGNAL USER GROUP -- PROGRAM ARGUMENTS`.
+Run by path, as `python -I -S launch.py PARENT_PID SIGNAL USER GROUP LISTENER -- PROGRAM ARGUMENTS`.
 The supervisor has threads (gRPC, asyncio), where Python code between fork and
 exec may deadlock; a fresh interpreter that replaces itself does the same work
 safely and costs 30 ms and, after the exec, no memory. Imports the standard
@@ -13,6 +13,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+FIRST_DESCRIPTOR = 3
 NOT_STARTED = 127
 """Exit code when the program could not become another one."""
 
@@ -41,6 +42,18 @@ def _become_user(user: str, group: str) -> None:
         os.setuid(int(user))
 
 
+def _hand_over(listener: str) -> None:
+    """Leaves a listening socket to the program as systemd would, under the first number for that.
+
+    Source: sd_listen_fds(3).
+    """
+    if listener != "-":
+        os.dup2(int(listener), FIRST_DESCRIPTOR)
+        if int(listener) != FIRST_DESCRIPTOR:
+            os.close(int(listener))
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+
+
 def _restore_signals() -> None:
     """Undoes what Python does to signals, since exec would hand it on."""
     for name in ("SIGPIPE", "SIGXFSZ"):
@@ -50,12 +63,13 @@ def _restore_signals() -> None:
 
 def main(arguments: list[str]) -> None:
     """Becomes the program named in `arguments`, or ends with `NOT_STARTED`."""
-    parent_pid, death_signal, user, group, _, *argv = arguments
+    parent_pid, death_signal, user, group, listener, _, *argv = arguments
     try:
         os.umask(0o077)
         _become_user(user, group)
         die_with_parent(int(parent_pid), int(death_signal))
         _restore_signals()
+        _hand_over(listener)
         os.execvp(argv[0], argv)  # noqa: S606  (the purpose of this module)
     except OSError as error:
         print(f"cannot start {argv[0]}: {error}", file=sys.stderr, flush=True)

@@ -77,8 +77,11 @@ class SupervisedProcess:
         await first
         self.started.set()
 
-    async def stop(self) -> None:
-        """Ends the process and the watch over it; repeats do nothing."""
+    async def stop(self, number: signal.Signals | None = None) -> None:
+        """Ends the process and the watch over it; repeats do nothing.
+
+        `number` is sent in place of the signal that usually stops it.
+        """
         self._stopping = True
         task, self._task = self._task, None
         if task is None:
@@ -87,13 +90,19 @@ class SupervisedProcess:
         if self._child is not None and not self._child.exit.done():
             self._enter(ProcessState.STOPPING)
             try:
-                await self._child.stop(self.spec.stop_signal, self.spec.stop_seconds)
+                await self._child.stop(number or self.spec.stop_signal, self.spec.stop_seconds)
             finally:
                 task.cancel()
             message = self._note_exit(self._child)
         task.cancel()
         await asyncio.wait([task])
         self._enter(ProcessState.STOPPED, message)
+
+    async def stop_or_wait(self) -> None:
+        """Ends the process; one that is being stopped already is waited for."""
+        await self.stop()
+        if self._child is not None:
+            await asyncio.wait([self._child.exit], timeout=self.spec.stop_seconds)
 
     def signal(self, number: signal.Signals) -> None:
         if self._child is not None:

@@ -31,6 +31,8 @@ class ProcessSpec:
     must end the process and all below it without anybody's help. Ends with one of
     `clean_exit_codes` are reported as such; a process that ends by itself is
     started again in any case. `after` names processes that must be ready first.
+    `listener` is the descriptor of a listening socket that the process inherits
+    as systemd would hand it over; it stays ours.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ProcessSpec:
     stop_seconds: float = 10.0
     ready_seconds: float = 30.0
     death_signal: signal.Signals = signal.SIGKILL
+    listener: int | None = None
     clean_exit_codes: frozenset[int] = field(default_factory=lambda: frozenset({0}))
 
 

@@ -1,10 +1,11 @@
 """Runs several processes: starts them in the order of their dependencies and stops them in reverse."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +36,9 @@ class Supervisor:
         self._on_event = on_event
         self._processes: dict[str, SupervisedProcess] = {}
         self._batches: list[list[str]] = []
+        # Those that take another one's place, and those that leave it.
+        self._passing: set[SupervisedProcess] = set()
+        self._roll_count = 0
         self._stop_task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -67,20 +71,27 @@ class Supervisor:
         try:
             await asyncio.shield(self._stop_task)
         except asyncio.CancelledError:
-            for process in self._processes.values():
+            for process in (*self._processes.values(), *self._passing):
                 process.kill()
             await asyncio.wait([self._stop_task])
             raise
 
     def status(self) -> list[ProcessStatus]:
-        """Returns the state of each process, in the order in which they were given."""
-        return [process.status() for process in list(self._processes.values())]
+        """Returns the state of each process, in the order in which they were given.
+
+        Then of those that come or go in a roll, whose names say so.
+        """
+        passing = [found.status() for found in self._passing if self._processes[found.spec.name] is not found]
+        words = {ProcessState.STOPPING: "leaving"}
+        return [process.status() for process in list(self._processes.values())] + [
+            replace(status, name=f"{status.name} ({words.get(status.state, 'next')})") for status in passing
+        ]
 
     def status_of(self, name: str) -> ProcessStatus:
         """Returns the state of one process."""
         return self._process(name).status()
 
-    def signal(self, name: str, number: signal.Signals) -> None:
+    def signal(self, name: str, number: Signals) -> None:
         """Sends a signal to a process, if it runs."""
         self._process(name).signal(number)
 
@@ -93,6 +104,39 @@ class Supervisor:
         process = self._process(name)
         await process.stop()
         await process.start()
+
+    async def roll(
+        self, spec: ProcessSpec, leave_signal: Signals, on_ready: Callable[[int | None], None]
+    ) -> None:
+        """Has another process take the place of the one with its name, without a gap.
+
+        The new one is started first. When it is ready, the old one gets
+        `leave_signal` and ends in its own time. Belongs to the loop of `start`.
+
+        Args:
+            spec: of the new process.
+            leave_signal: says to the old one that its place is taken.
+            on_ready: told the pid of the new one before the old one is asked to leave.
+
+        Raises:
+            StartFailed: the new one did not become ready; the old one has not been touched.
+        """
+        old = self._process(spec.name)
+        self._roll_count += 1
+        new = self._supervised(spec, f"{spec.name}.{self._roll_count}")
+        self._passing.add(new)
+        try:
+            await new.start()
+            if self._stop_task is not None:
+                raise EmbeddedError("this supervisor has been stopped")
+            self._processes[spec.name] = new
+            self._passing.add(old)
+            on_ready(new.status().pid)
+            await old.stop(leave_signal)
+        finally:
+            if self._processes[spec.name] is not new:
+                await new.stop()
+            self._passing -= {old, new}
 
     async def wait_ready(self, name: str, *, other_than_pid: int | None = None, seconds: float = 30.0) -> int:
         """Waits until a process is ready, with another pid than the given one; returns its pid."""
@@ -121,14 +165,13 @@ class Supervisor:
             raise EmbeddedError("this supervisor has been stopped")
         batches = _in_order(specs, set(self._processes))
         for spec in specs:
-            self._processes[spec.name] = SupervisedProcess(
-                spec,
-                self._log_directory / f"{spec.name}.log",
-                self._run_directory / f"{spec.name}.pid",
-                self._on_event,
-            )
+            self._processes[spec.name] = self._supervised(spec, spec.name)
         self._batches += batches
         return [self._processes[spec.name] for spec in specs]
+
+    def _supervised(self, spec: ProcessSpec, run_name: str) -> SupervisedProcess:
+        log_path, pid_path = self._log_directory / f"{spec.name}.log", self._run_directory / f"{run_name}.pid"
+        return SupervisedProcess(spec, log_path, pid_path, self._on_event)
 
     def _process(self, name: str) -> SupervisedProcess:
         try:
@@ -146,12 +189,15 @@ class Supervisor:
     async def _stop_all(self) -> None:
         for names in reversed(self._batches):
             stops = [asyncio.create_task(self._processes[name].stop()) for name in names]
+            # One that leaves its place drains already, and has what it was given for that.
+            passing = [process for process in self._passing if process.spec.name in names]
+            stops += [asyncio.create_task(process.stop_or_wait()) for process in passing]
             try:
                 await asyncio.wait(stops)
             finally:
                 for stop in stops:
                     stop.cancel()
-        for process in self._processes.values():
+        for process in (*self._processes.values(), *self._passing):
             process.kill()
 
 
