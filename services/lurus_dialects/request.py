@@ -195,6 +195,37 @@ def locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
     return members, spans, body.rindex(b"}")
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member of an object stands: its key, and its value from `begin` to `end`."""
+
+    name: str
+    key: int
+    begin: int
+    end: int
+
+
+def locate_all(body: bytes) -> list[Member]:
+    """Returns the members of the JSON object `body` in their order, repeated names and all.
+
+    Raises:
+        InvalidRequest: it is none, or has too many.
+    """
+    _decode_members(body)
+    found: list[Member] = []
+    position = body.index(b"{") + 1
+    while key := _KEY.match(body, position):
+        if len(found) == MAX_MEMBERS:
+            raise _too_many_members()
+        stop = _value_end(body, key.end())
+        found.append(Member(_key_name(key[1]), key.start(1) - 1, key.end(), stop))
+        after = _AFTER_VALUE.match(body, stop)
+        if after is None or after[1] == b"}":
+            break
+        position = after.end()
+    return found
+
+
 def _locate_repeated(body: bytes) -> tuple[dict[str, Span], int]:
     """Locates members one by one, slower; of a repeated name the last value counts, as for most readers."""
     spans: dict[str, Span] = {}

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lurus.provider.v1.provider_pb2 import Model, Price, Provider
+from lurus.provider.v1.provider_pb2 import Model, Price, Provider, ProviderQuirks
 from lurus_common.addresses import BaseUrl, parse_base_url
 from lurus_common.errors import InvalidRequest
 from lurus_common.matching import check_mappings, check_patterns
@@ -73,6 +74,7 @@ def check_provider(provider: Provider) -> None:
     for field, value in provider.limits.ListFields():
         if isinstance(value, Duration):
             _check_limit(value, f"provider.limits.{field.name}")
+    _check_params(provider.quirks)
     _refuse_control([provider.display_name], "provider.display_name")
     _refuse_control(provider.tags, "provider.tags")
     _refuse_control(provider.supported_models, "provider.supported_models")
@@ -114,6 +116,20 @@ def _check_credentials(provider: Provider) -> None:
         raise InvalidRequest("two credentials have the same credential_id", param=PARAM)
     if not all(_SECRET.fullmatch(credential.secret) for credential in provider.credentials):
         raise InvalidRequest("a secret may hold printable ASCII only, without spaces", param=PARAM)
+
+
+def _check_params(quirks: ProviderQuirks) -> None:
+    param = "provider.quirks.set_params"
+    names = [field.name for field in quirks.set_params]
+    if len({*names, *quirks.dropped_params}) != len(names) + len(set(quirks.dropped_params)):
+        raise InvalidRequest("a field is set twice, or both set and dropped", param=param)
+    for field in quirks.set_params:
+        try:
+            msgspec.json.decode(field.json, type=msgspec.Raw)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            raise InvalidRequest(f"the value of {field.name} is not JSON", param=param) from None
+        # Line ends and other space would be sent with every request.
+        field.json = field.json.strip(" \t\r\n")
 
 
 def _check_limit(limit: Duration, param: str) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.params import Param
 from lurus_dialects.translation import Target
 
 
@@ -31,6 +32,8 @@ class Candidate:
     targets: tuple[Target, ...] = field(repr=False, compare=False)
     # The client's bytes pass as they are; else the request is translated.
     is_relay: bool
+    # What is left out of requests, or written into them.
+    params: tuple[Param, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def dialect(self) -> Dialect:

@@ -10,13 +10,20 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
-from lurus.provider.v1.provider_pb2 import Model, Price, Provider, WatchProvidersResponse
+from lurus.provider.v1.provider_pb2 import (
+    Model,
+    Price,
+    Provider,
+    ProviderQuirks,
+    WatchProvidersResponse,
+)
 from lurus.usage.v1 import usage_pb2
 from lurus_common.matching import Match, ModelRules
 from lurus_common.money import PPM
 from lurus_common.secrets import SealBroken, unseal
 from lurus_common.settings import Settings
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.params import Param
 from lurus_dialects.translation import DIALECTS, Target
 from lurus_routing.candidate import Candidate
 from lurus_routing.pricing import PriceList
@@ -163,6 +170,7 @@ class Catalog:
             key=(provider.provider_id, credential_id, match.upstream_model),
             targets=targets,
             is_relay=is_relay,
+            params=_params(provider.quirks),
         )
 
 
@@ -222,6 +230,11 @@ def _open_all(provider: Provider, settings: Settings) -> Mapping[str, str]:
 def _exact_names(provider: Provider) -> list[str]:
     names = [*provider.supported_models, *(mapping.model for mapping in provider.model_mappings)]
     return [name for name in names if "*" not in name]
+
+
+def _params(quirks: ProviderQuirks) -> tuple[Param, ...]:
+    left_out = [Param(name, None) for name in quirks.dropped_params]
+    return (*left_out, *(Param(field.name, field.json.encode()) for field in quirks.set_params))
 
 
 def _seconds(duration: Duration, default: float) -> float:

@@ -125,9 +125,13 @@ def _shown_headers(
 ) -> list[tuple[str, str]]:
     """The provider's headers that the client gets, and which fields were lost."""
     if prepared.translation is None:
-        return to_client(headers)
-    call.lossy_fields = prepared.translation.lossy_fields
-    passed = of_translated_answer(headers, is_streaming=is_streaming)
+        call.lossy_fields = list(prepared.replaced_fields)
+        passed = to_client(headers)
+    else:
+        call.lossy_fields = prepared.translation.lossy_fields
+        passed = of_translated_answer(headers, is_streaming=is_streaming)
+    if not call.lossy_fields:
+        return passed
     if lossy := lossy_header(call.lossy_fields):
         passed.append(("x-lurus-lossy", lossy))
     return passed

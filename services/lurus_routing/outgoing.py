@@ -6,6 +6,7 @@ the client's original each time: a failover loses nothing twice.
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,7 @@ from lurus_dialects.counting import count_body
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.foreign_thinking import without_foreign_thinking
 from lurus_dialects.headers import to_other_dialect, to_upstream
+from lurus_dialects.params import Param, with_params
 from lurus_dialects.request import Peek, request_include_usage, splice_model
 from lurus_dialects.translation import Asked, Losses, Target, Written
 from lurus_routing import metrics
@@ -69,6 +71,8 @@ class Prepared:
     body: bytes = field(repr=False)
     # None for a relay.
     translation: Translation | None = None
+    # Of a relay: the client's fields that its provider refuses, or gets with other values.
+    replaced_fields: tuple[str, ...] = ()
 
 
 class Outgoing:
@@ -142,20 +146,32 @@ class Outgoing:
         peeked = self._peeked
         body = splice_model(self._call.request.body, peeked, candidate.upstream_model)
         body = without_foreign_thinking(peeked.dialect, body, candidate.provider_id, candidate.upstream_model)
+        replaced: list[str] = []
+        if candidate.params:
+            body, replaced = self._with_params(candidate, body)
         if peeked.dialect is Dialect.OPENAI_CHAT and peeked.is_streaming and candidate.has_stream_options:
             body = request_include_usage(body)
-        return Prepared(peeked.dialect, self._target, self._headers, body)
+        return Prepared(peeked.dialect, self._target, self._headers, body, replaced_fields=tuple(replaced))
+
+    def _with_params(self, candidate: Candidate, body: bytes) -> tuple[bytes, list[str]]:
+        # A count is of what the client sends: nothing is written into it.
+        wanted = [param for param in candidate.params if param.json is None or not self.counts_only]
+        body, changed = with_params(body, wanted)
+        losses = Losses(self._is_strict)
+        for name in changed:
+            losses.warn(name, "is left out or replaced for this provider")
+        return body, losses.warned
 
     def _translated(self, candidate: Candidate) -> Prepared:
         refusal: Untranslatable | None = None
         for target in candidate.targets:
             try:
-                return self._written(target)
+                return self._written(target, candidate.params)
             except Untranslatable as error:
                 refusal = refusal or error
         raise refusal or Untranslatable("the provider cannot count tokens")
 
-    def _written(self, target: Target) -> Prepared:
+    def _written(self, target: Target, params: Iterable[Param]) -> Prepared:
         if self.counts_only and target.dialect not in _COUNT_PATHS:
             raise Untranslatable("the provider's dialect has no way to count tokens")
         losses = Losses(self._is_strict)
@@ -164,6 +180,9 @@ class Outgoing:
         path, body = _CHAT_PATHS[target.dialect], written.body
         if self.counts_only:
             path, body = _COUNT_PATHS[target.dialect], count_body(target.dialect, body)
+        elif set_params := [param for param in params if param.json is not None]:
+            # What is left out, the writer has left out and named.
+            body, _ = with_params(body, set_params)
         headers = to_other_dialect(
             target.dialect,
             is_streaming=self.is_streaming,

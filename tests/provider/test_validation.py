@@ -51,6 +51,26 @@ WRONG_PROVIDERS: list[dict[str, Any]] = [
     {"credentials": [pb.Credential(secret="a"), pb.Credential(credential_id="default", secret="b")]},
     {"credentials": [pb.Credential(credential_id="x", sealed_secret=b"x")]},
     {"supported_models": ["x" * 512] * 2_100},
+    *(
+        {"quirks": pb.ProviderQuirks(dropped_params=[name])}
+        for name in ("model", "stream", "messages", "x.y")
+    ),
+    *(
+        {"quirks": pb.ProviderQuirks(set_params=[pb.SetParam(name=name, json=value)])}
+        for name, value in (
+            ("model", '"dear"'),
+            ("input", "[]"),
+            ("messages", "[]"),
+            ("stream", "true"),
+            ("stream_options", "{}"),
+            ("top_k", "1 1"),
+            ("top_k", '1,"model":"dear"'),
+            ("top_k", ""),
+            ("top_k", '"' + "x" * 4096 + '"'),
+        )
+    ),
+    {"quirks": pb.ProviderQuirks(set_params=[pb.SetParam(name="n", json="1")] * 2)},
+    {"quirks": pb.ProviderQuirks(set_params=[pb.SetParam(name="n", json="1")], dropped_params=["n"])},
 ]
 WRONG_URLS = [
     "https://127.1",

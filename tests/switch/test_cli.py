@@ -95,6 +95,7 @@ class TestProviders:
             *("provider", "create", "house", "--base-url", "https://api.example.com"),
             *("--dialect", "chat", "--dialect", "anthropic", "--model", "a-*", "--map", "b=c"),
             *("--level", "3", "--multiplier", "1.25", "--idle-timeout", "1.5", "--no-stream-options"),
+            *("--drop-param", "top_k", "--set-param", 'service_tier="flex"', "--set-param", "seed=7"),
             *("--secret-env", "HOUSE_KEY"),
             HOUSE_KEY="sk-very-secret",
         )
@@ -104,6 +105,11 @@ class TestProviders:
         assert (sent.level, sent.cost_multiplier_ppm) == (3, 1_250_000)
         assert sent.limits.idle_timeout.ToMilliseconds() == 1500
         assert sent.quirks.no_stream_options
+        assert list(sent.quirks.dropped_params) == ["top_k"]
+        assert [(row.name, row.json) for row in sent.quirks.set_params] == [
+            ("service_tier", '"flex"'),
+            ("seed", "7"),
+        ]
         assert sent.model_mappings[0].upstream_model == "c"
         assert sent.credentials[0] == provider_pb2.Credential(
             credential_id="default", secret="sk-very-secret"

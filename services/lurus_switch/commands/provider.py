@@ -41,6 +41,13 @@ def _mapping(text: str) -> pb.ModelMapping:
     return pb.ModelMapping(model=model, upstream_model=upstream)
 
 
+def _set_param(text: str) -> pb.SetParam | str:
+    name, equals, value = text.partition("=")
+    if text and not (name and equals and value):
+        raise ValueError(f"{text!r} is not FIELD=JSON")
+    return pb.SetParam(name=name, json=value) if text else ""
+
+
 def _seconds(name: str, what: str) -> Any:
     return typer.Option(name, parser=options.parser(fields.seconds), metavar="SECONDS", help=what)
 
@@ -104,6 +111,23 @@ class Fields:
     quirks__no_stream_options: Annotated[
         bool | None,
         typer.Option("--no-stream-options/--stream-options", help="Whether it rejects `stream_options`."),
+    ] = None
+    quirks__dropped_params: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drop-param",
+            metavar="FIELD",
+            help="Leave this field out of requests, e.g. temperature. Repeat.",
+        ),
+    ] = None
+    quirks__set_params: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--set-param",
+            parser=options.parser(_set_param),
+            metavar="FIELD=JSON",
+            help="Write this field into requests, e.g. service_tier='\"flex\"'. Repeat.",
+        ),
     ] = None
     is_disabled: Annotated[
         bool | None, typer.Option("--disable/--enable", help="A disabled provider is never called.")
@@ -199,7 +223,7 @@ def update(
 ) -> None:
     """Changes what is given, and nothing else.
 
-    A list (--model, --map, --dialect, --tag) replaces the whole list; one empty
+    A list (--model, --map, --dialect, --tag, --drop-param, --set-param) replaces the whole list; one empty
     value empties it. A secret goes to the credential that --credential names, which is added if there
     is none of that name. Another origin of --base-url needs the secret again.
 
@@ -322,6 +346,8 @@ def _show(message: pb.Provider, as_json: bool) -> None:
             ("idle timeout", short_duration(limits, "idle_timeout")),
             ("concurrency", str(limits.max_concurrency or "")),
             ("quirks", "no stream_options" if message.quirks.no_stream_options else ""),
+            ("left out", ", ".join(message.quirks.dropped_params)),
+            ("written in", ", ".join(f"{row.name}={row.json}" for row in message.quirks.set_params)),
             ("enabled", "no" if message.is_disabled else "yes"),
             ("changed", local_time(message, "update_time")),
         ]

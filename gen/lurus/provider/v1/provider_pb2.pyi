@@ -230,7 +230,9 @@ Global___ProviderLimits: _TypeAlias = ProviderLimits  # noqa: Y015
 
 @_typing.final
 class ProviderQuirks(_message.Message):
-    """What a provider does differently from its dialect. All but the first matter only to requests that are translated."""
+    """What a provider does differently from its dialect. Where nothing else is said, a quirk matters only to requests
+    that are translated.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,8 +250,9 @@ class ProviderQuirks(_message.Message):
     DROPPED_PARAMS_FIELD_NUMBER: _builtins.int
     NO_ADAPTIVE_THINKING_FIELD_NUMBER: _builtins.int
     HAS_MESSAGE_PHASE_FIELD_NUMBER: _builtins.int
+    SET_PARAMS_FIELD_NUMBER: _builtins.int
     no_stream_options: _builtins.bool
-    """It rejects `stream_options`: usage of its streams is estimated."""
+    """It rejects `stream_options`: usage of its streams is estimated. Of relayed requests too."""
     has_custom_tools: _builtins.bool
     """OpenAI Chat: it knows custom tools; if not, they become functions that take a text."""
     has_mid_system: _builtins.bool
@@ -278,7 +281,15 @@ class ProviderQuirks(_message.Message):
     """OpenAI Chat: it knows the `phase` of an assistant's message; if not, the hint is left out."""
     @_builtins.property
     def dropped_params(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Request fields that its models refuse, such as `temperature`; they are left out and named to the client."""
+        """Fields of its dialect's requests that its models refuse, such as `temperature`: at the top level only, they
+        are left out and named to the client. Of relayed requests too, whose other bytes do not change.
+        """
+
+    @_builtins.property
+    def set_params(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetParam]:
+        """Fields at the top level that every request for an answer gets, in place of the client's own. Of relayed requests
+        too, whose other bytes do not change. A field is in one of `dropped_params` and `set_params` at most.
+        """
 
     def __init__(
         self,
@@ -297,14 +308,41 @@ class ProviderQuirks(_message.Message):
         dropped_params: _abc.Iterable[_builtins.str] | None = ...,
         no_adaptive_thinking: _builtins.bool = ...,
         has_message_phase: _builtins.bool = ...,
+        set_params: _abc.Iterable[Global___SetParam] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_message_phase", b"has_message_phase", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_message_phase", b"has_message_phase", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "set_params", b"set_params", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProviderQuirks: _TypeAlias = ProviderQuirks  # noqa: Y015
+
+@_typing.final
+class SetParam(_message.Message):
+    """A field that the gateway writes into requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """At the top level of the provider's dialect."""
+    json: _builtins.str
+    """Its value, JSON: `0.2`, `{"order":["a"]}`. Written as it stands."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json", b"json", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetParam: _TypeAlias = SetParam  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):

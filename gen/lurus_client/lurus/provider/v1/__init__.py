@@ -142,11 +142,14 @@ class ProviderLimits(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class ProviderQuirks(betterproto.Message):
     """
-    What a provider does differently from its dialect. All but the first matter only to requests that are translated.
+    What a provider does differently from its dialect. Where nothing else is said, a quirk matters only to requests
+     that are translated.
     """
 
     no_stream_options: bool = betterproto.bool_field(1)
-    """It rejects `stream_options`: usage of its streams is estimated."""
+    """
+    It rejects `stream_options`: usage of its streams is estimated. Of relayed requests too.
+    """
 
     has_custom_tools: bool = betterproto.bool_field(2)
     """
@@ -189,7 +192,8 @@ class ProviderQuirks(betterproto.Message):
 
     dropped_params: List[str] = betterproto.string_field(12)
     """
-    Request fields that its models refuse, such as `temperature`; they are left out and named to the client.
+    Fields of its dialect's requests that its models refuse, such as `temperature`: at the top level only, they
+     are left out and named to the client. Of relayed requests too, whose other bytes do not change.
     """
 
     no_adaptive_thinking: bool = betterproto.bool_field(13)
@@ -201,6 +205,23 @@ class ProviderQuirks(betterproto.Message):
     """
     OpenAI Chat: it knows the `phase` of an assistant's message; if not, the hint is left out.
     """
+
+    set_params: List["SetParam"] = betterproto.message_field(15)
+    """
+    Fields at the top level that every request for an answer gets, in place of the client's own. Of relayed requests
+     too, whose other bytes do not change. A field is in one of `dropped_params` and `set_params` at most.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class SetParam(betterproto.Message):
+    """A field that the gateway writes into requests."""
+
+    name: str = betterproto.string_field(1)
+    """At the top level of the provider's dialect."""
+
+    json: str = betterproto.string_field(2)
+    """Its value, JSON: `0.2`, `{"order":["a"]}`. Written as it stands."""
 
 
 @dataclass(eq=False, repr=False)
