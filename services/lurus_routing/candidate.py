@@ -32,6 +32,8 @@ class Candidate:
     targets: tuple[Target, ...] = field(repr=False, compare=False)
     # The client's bytes pass as they are; else the request is translated.
     is_relay: bool
+    # Its stream is read on when the client has left.
+    is_drained: bool = False
     # What is left out of requests, or written into them.
     params: tuple[Param, ...] = field(default=(), repr=False, compare=False)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
+from lurus.provider.v1 import provider_pb2
 from lurus.provider.v1.provider_pb2 import (
     Model,
     Price,
@@ -170,6 +171,7 @@ class Catalog:
             key=(provider.provider_id, credential_id, match.upstream_model),
             targets=targets,
             is_relay=is_relay,
+            is_drained=provider.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN,
             params=_params(provider.quirks),
         )
 

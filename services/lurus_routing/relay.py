@@ -32,6 +32,7 @@ from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
 from lurus_routing.counts import count_tokens
+from lurus_routing.drains import Drains
 from lurus_routing.health import Health
 from lurus_routing.incoming import COUNT_PATHS, PATHS, check_incoming
 from lurus_routing.keys import KeyTable
@@ -66,7 +67,12 @@ class Relay:
         self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
         self._held = HeldAnswers()
+        self._drains = Drains()
         self._live: set[Call] = set()
+
+    async def stop(self) -> None:
+        """Ends what goes on without a client."""
+        await self._drains.stop()
 
     def take_providers(self, change: WatchProvidersResponse) -> None:
         """Takes what the provider service tells."""
@@ -103,15 +109,18 @@ class Relay:
             raise Overloaded("too many requests at once", request_id=call.request_id, retry_after_seconds=2)
         self._live.add(call)
         metrics.LIVE.inc()
+        release: Release | None = None
+        is_drained = False
         try:
             answered = await self._answer(call, typed)
-            yield _head(call, answered)
-            if answered.watcher is None:
-                yield RelayResponse(data=answered.body)
-            else:
+            if answered.watcher is not None:
                 release = Release(
                     call, answered.body, answered.watcher, self._settings, self.health, self._settlement
                 )
+            yield _head(call, answered)
+            if release is None:
+                yield RelayResponse(data=answered.body)
+            else:
                 while released := await release.next():
                     yield RelayResponse(data=released)
             yield RelayResponse(end=call.end())
@@ -120,13 +129,15 @@ class Relay:
             raise
         except (asyncio.CancelledError, GeneratorExit):
             call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
+            is_drained = release is not None and self._drains.take(call, release, self._close)
             raise
         except Exception as error:
             log.exception("serving %s failed", call.request_id)
             _note_error(call, InternalError(""))
             raise InternalError("internal error", request_id=call.request_id) from error
         finally:
-            self._close(call)
+            if not is_drained:
+                self._close(call)
 
     def _close(self, call: Call) -> None:
         """Gives back all that a call holds. Waits for nothing, so that nothing can prevent it."""

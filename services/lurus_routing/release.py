@@ -72,6 +72,23 @@ class Release:
         self._released = call.waits_for_client_since = time.monotonic()
         return released
 
+    async def read_on(self) -> None:
+        """Reads to the answer's end without releasing anything: its client has left.
+
+        Raises:
+            UpstreamTimeout: the provider is silent for too long.
+            UpstreamFailed: the connection broke.
+        """
+        self._call.waits_for_client_since = None
+        watcher = self._watcher
+        while not watcher.is_over:
+            until = min(time.monotonic() + self._idle_seconds, self._total_until)
+            chunk = await read_chunk(self._response, until, self._call.alarm)
+            if not chunk:
+                watcher.finish()
+                return
+            watcher.feed(chunk)
+
     def _note_end(self) -> None:
         """The provider has ended its answer, in its own words."""
         call, watcher = self._call, self._watcher

@@ -115,6 +115,7 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
         )
         stack.push_async_callback(publisher.flush, FLUSH_SECONDS)
         stack.push_async_callback(leases.hand_back)
+        stack.push_async_callback(relay.stop)
 
         async def readiness() -> dict[str, str]:
             # A store that is away does not make the data plane unready.

@@ -95,7 +95,16 @@ class TestProviders:
             *("provider", "create", "house", "--base-url", "https://api.example.com"),
             *("--dialect", "chat", "--dialect", "anthropic", "--model", "a-*", "--map", "b=c"),
             *("--level", "3", "--multiplier", "1.25", "--idle-timeout", "1.5", "--no-stream-options"),
-            *("--drop-param", "top_k", "--set-param", 'service_tier="flex"', "--set-param", "seed=7"),
+            *(
+                "--on-disconnect",
+                "drain",
+                "--drop-param",
+                "top_k",
+                "--set-param",
+                'service_tier="flex"',
+                "--set-param",
+                "seed=7",
+            ),
             *("--secret-env", "HOUSE_KEY"),
             HOUSE_KEY="sk-very-secret",
         )
@@ -106,6 +115,7 @@ class TestProviders:
         assert sent.limits.idle_timeout.ToMilliseconds() == 1500
         assert sent.quirks.no_stream_options
         assert list(sent.quirks.dropped_params) == ["top_k"]
+        assert sent.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN
         assert [(row.name, row.json) for row in sent.quirks.set_params] == [
             ("service_tier", '"flex"'),
             ("seed", "7"),

@@ -41,6 +41,13 @@ def _mapping(text: str) -> pb.ModelMapping:
     return pb.ModelMapping(model=model, upstream_model=upstream)
 
 
+def _on_disconnect(text: str) -> int:
+    words = {"cancel": pb.ON_DISCONNECT_CANCEL, "drain": pb.ON_DISCONNECT_DRAIN}
+    if text not in words:
+        raise ValueError(f"{text!r} is neither cancel nor drain")
+    return words[text]
+
+
 def _set_param(text: str) -> pb.SetParam | str:
     name, equals, value = text.partition("=")
     if text and not (name and equals and value):
@@ -111,6 +118,15 @@ class Fields:
     quirks__no_stream_options: Annotated[
         bool | None,
         typer.Option("--no-stream-options/--stream-options", help="Whether it rejects `stream_options`."),
+    ] = None
+    on_disconnect: Annotated[
+        Any,
+        typer.Option(
+            "--on-disconnect",
+            parser=options.parser(_on_disconnect),
+            metavar="cancel|drain",
+            help="When a client leaves: cancel its stream, or read it on for 30 s so that usage is exact.",
+        ),
     ] = None
     quirks__dropped_params: Annotated[
         list[str] | None,
@@ -346,6 +362,7 @@ def _show(message: pb.Provider, as_json: bool) -> None:
             ("idle timeout", short_duration(limits, "idle_timeout")),
             ("concurrency", str(limits.max_concurrency or "")),
             ("quirks", "no stream_options" if message.quirks.no_stream_options else ""),
+            ("when a client leaves", "drain" if message.on_disconnect == pb.ON_DISCONNECT_DRAIN else ""),
             ("left out", ", ".join(message.quirks.dropped_params)),
             ("written in", ", ".join(f"{row.name}={row.json}" for row in message.quirks.set_params)),
             ("enabled", "no" if message.is_disabled else "yes"),

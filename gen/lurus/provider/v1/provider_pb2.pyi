@@ -10,6 +10,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from lurus.usage.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -21,6 +22,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OnDisconnect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnDisconnectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnDisconnect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_DISCONNECT_UNSPECIFIED: _OnDisconnect.ValueType  # 0
+    """Not stated: it is cancelled."""
+    ON_DISCONNECT_CANCEL: _OnDisconnect.ValueType  # 1
+    """It is cancelled at once. What was used is as stated so far, or estimated from what was seen."""
+    ON_DISCONNECT_DRAIN: _OnDisconnect.ValueType  # 2
+    """It is read on for 30 seconds at most, so that what the provider charges is known exactly. The account pays for
+    the answer that it did not wait for.
+    """
+
+class OnDisconnect(_OnDisconnect, metaclass=_OnDisconnectEnumTypeWrapper):
+    """What becomes of a provider's stream whose client has left before its end."""
+
+ON_DISCONNECT_UNSPECIFIED: OnDisconnect.ValueType  # 0
+"""Not stated: it is cancelled."""
+ON_DISCONNECT_CANCEL: OnDisconnect.ValueType  # 1
+"""It is cancelled at once. What was used is as stated so far, or estimated from what was seen."""
+ON_DISCONNECT_DRAIN: OnDisconnect.ValueType  # 2
+"""It is read on for 30 seconds at most, so that what the provider charges is known exactly. The account pays for
+the answer that it did not wait for.
+"""
+Global___OnDisconnect: _TypeAlias = OnDisconnect  # noqa: Y015
 
 @_typing.final
 class Provider(_message.Message):
@@ -44,6 +73,7 @@ class Provider(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     QUIRKS_FIELD_NUMBER: _builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     provider_id: _builtins.str
     """Slug chosen by the operator; never changes."""
     display_name: _builtins.str
@@ -60,6 +90,8 @@ class Provider(_message.Message):
     """Factor on the price, in millionths: 1000000 is 1.0; 0 means 1000000."""
     is_disabled: _builtins.bool
     """A disabled provider is never called."""
+    on_disconnect: Global___OnDisconnect.ValueType
+    """What becomes of a stream whose client has left."""
     @_builtins.property
     def dialects(self) -> _containers.RepeatedScalarFieldContainer[_usage_pb2.Dialect.ValueType]:
         """Dialects it speaks; at least one."""
@@ -115,10 +147,11 @@ class Provider(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         quirks: Global___ProviderQuirks | None = ...,
+        on_disconnect: Global___OnDisconnect.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "quirks", b"quirks", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "cost_multiplier_ppm", b"cost_multiplier_ppm", "create_time", b"create_time", "credentials", b"credentials", "dialects", b"dialects", "display_name", b"display_name", "is_disabled", b"is_disabled", "level", b"level", "limits", b"limits", "model_mappings", b"model_mappings", "provider_id", b"provider_id", "quirks", b"quirks", "supported_models", b"supported_models", "tags", b"tags", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "cost_multiplier_ppm", b"cost_multiplier_ppm", "create_time", b"create_time", "credentials", b"credentials", "dialects", b"dialects", "display_name", b"display_name", "is_disabled", b"is_disabled", "level", b"level", "limits", b"limits", "model_mappings", b"model_mappings", "on_disconnect", b"on_disconnect", "provider_id", b"provider_id", "quirks", b"quirks", "supported_models", b"supported_models", "tags", b"tags", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,26 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
+class OnDisconnect(betterproto.Enum):
+    """
+    What becomes of a provider's stream whose client has left before its end.
+    """
+
+    UNSPECIFIED = 0
+    """Not stated: it is cancelled."""
+
+    CANCEL = 1
+    """
+    It is cancelled at once. What was used is as stated so far, or estimated from what was seen.
+    """
+
+    DRAIN = 2
+    """
+    It is read on for 30 seconds at most, so that what the provider charges is known exactly. The account pays for
+     the answer that it did not wait for.
+    """
+
+
 @dataclass(eq=False, repr=False)
 class Provider(betterproto.Message):
     """A configured upstream account: base URL, dialects, credentials."""
@@ -85,6 +105,9 @@ class Provider(betterproto.Message):
 
     quirks: "ProviderQuirks" = betterproto.message_field(16)
     """What the provider cannot do."""
+
+    on_disconnect: "OnDisconnect" = betterproto.enum_field(17)
+    """What becomes of a stream whose client has left."""
 
 
 @dataclass(eq=False, repr=False)
