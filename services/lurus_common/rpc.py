@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -117,7 +117,7 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor):
     def wrap(self, handler: RpcHandler, method: str) -> RpcHandler:
         """Returns the handler with this interceptor around it; also used in process."""
         serializers = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": self.deserializer(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.unary_unary:
@@ -127,6 +127,10 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor):
                 self.stream(handler.unary_stream, method), **serializers
             )
         return handler
+
+    def deserializer(self, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Returns what reads a request off the wire."""
+        return parse
 
     def unary(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> Any:
@@ -155,9 +159,22 @@ class ErrorInterceptor(HandlerInterceptor):
         # Health and reflection are not ours: they report their own failures, in their own style.
         return super().wrap(handler, method) if method.startswith("/lurus.") else handler
 
+    def deserializer(self, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Returns what reads a request, or the failure: grpc would tell it as UNKNOWN and log it as ours."""
+
+        def read(data: bytes) -> Any:
+            try:
+                return parse(data)
+            except DecodeError:
+                return InvalidRequest("the bytes are no message of this method")
+
+        return read
+
     def unary(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> Any:
             try:
+                if isinstance(request, InvalidRequest):
+                    raise request
                 return await inner(request, context)
             except Exception as error:
                 await _abort(context, error, method)
@@ -167,6 +184,8 @@ class ErrorInterceptor(HandlerInterceptor):
     def stream(self, inner: Handler, method: str) -> Handler:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
+                if isinstance(request, InvalidRequest):
+                    raise request
                 # A caller that leaves closes this generator only: that is passed on at
                 # once, since what is inside may hold a call to a provider.
                 async with aclosing(inner(request, context)) as responses:
