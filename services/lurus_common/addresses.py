@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any
 
-from aiohttp import ClientConnectorError, ClientRequest, TCPConnector
+from aiohttp import ClientConnectorError, ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
@@ -231,6 +231,16 @@ class GuardedConnector(TCPConnector):
         except AddressRefused as error:
             raise ClientConnectorError(req.connection_key, error) from error
         return await super().connect(req, *arguments, **named)
+
+    async def _create_connection(
+        self,
+        req: ClientRequest,
+        traces: list[Any],
+        timeout: ClientTimeout,  # noqa: ASYNC109  # aiohttp's name for it
+    ) -> Any:
+        """Makes a connection in `timeout.sock_connect`: look-up, all addresses and TLS together."""
+        async with asyncio.timeout(timeout.sock_connect):
+            return await super()._create_connection(req, traces, timeout)
 
 
 class GuardedResolver(AbstractResolver):

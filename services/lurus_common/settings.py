@@ -70,13 +70,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Hosts that a provider's base URL may name with plain http, or on a private address.
     allowed_http_hosts: str = "127.0.0.1,localhost"
 
-    # Timers of a call. Each provider may have its own for the first three.
+    # How candidates of one level share their calls; a model may say otherwise.
+    routing_policy: Literal["weight", "least_latency"] = "weight"
+
+    # Timers of a call. Each provider may have its own for the first six. The third is the second
+    # for models that think first.
     upstream_connect_seconds: Seconds = 5
     upstream_first_event_seconds: Seconds = 60
+    upstream_thinking_seconds: Seconds = 300
     upstream_idle_seconds: Seconds = 120
-    heartbeat_seconds: Seconds = 15
     unary_total_seconds: Seconds = 600
     stream_total_seconds: Seconds = 3600
+    heartbeat_seconds: Seconds = 15
+    # How often a provider that rests after failures is asked for its list of models, which uses no
+    # tokens. Each provider may be left out.
+    probe_seconds: Seconds = 10
     drain_seconds: Seconds = 600
     # In the `prod` profile: how long work is still taken after readiness has gone.
     drain_announce_seconds: Wait = 5

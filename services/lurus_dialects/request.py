@@ -66,6 +66,7 @@ class Peek:
         members: top-level members as they stand in the body.
         spans: where their values are: offsets of the first byte and behind the last.
         end: offset of the body's closing brace.
+        wants_thinking: the model is to think before it answers.
     """
 
     dialect: Dialect
@@ -81,6 +82,7 @@ class Peek:
     members: dict[str, msgspec.Raw]
     spans: dict[str, Span]
     end: int
+    wants_thinking: bool = False
 
     def estimated_input_tokens(self) -> int:
         """Returns what the body is taken for: a quarter of its bytes, rounded up."""
@@ -131,6 +133,7 @@ def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
         members=members,
         spans=spans,
         end=end,
+        wants_thinking=_wants_thinking(dialect, members),
     )
 
 
@@ -341,6 +344,21 @@ def _limit(dialect: Dialect, name: str, text: bytes) -> int:
         return value
     message = f"{name}: must be an integer from {lowest} to {MAX_TOKEN_LIMIT}"
     raise InvalidRequest(message, param=name, minimum=lowest, maximum=MAX_TOKEN_LIMIT)
+
+
+def _wants_thinking(dialect: Dialect, members: dict[str, msgspec.Raw]) -> bool:
+    """Whether a request asks for thinking, as far as can be seen without reading it in full."""
+    raw = members.get(_THINKING_MEMBERS[dialect])
+    text = bytes(raw) if raw is not None else b"null"
+    return text != b"null" and not any(word in text for word in _NO_THINKING)
+
+
+_THINKING_MEMBERS = {
+    Dialect.ANTHROPIC: "thinking",
+    Dialect.OPENAI_CHAT: "reasoning_effort",
+    Dialect.OPENAI_RESPONSES: "reasoning",
+}
+_NO_THINKING = (b'"disabled"', b'"none"', b'"minimal"')
 
 
 def _asks_for_usage(members: dict[str, msgspec.Raw]) -> bool:

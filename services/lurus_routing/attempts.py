@@ -1,7 +1,9 @@
 """Asks candidates in turn until one answers. After the first event nobody else is asked."""
 
+import asyncio
 import logging
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,9 +31,10 @@ from lurus_dialects.upstream_errors import (
 from lurus_routing import metrics
 from lurus_routing.call import Call, duration
 from lurus_routing.candidate import Candidate
-from lurus_routing.health import Health, Permit
+from lurus_routing.health import ON_TRIAL, Health, Permit
 from lurus_routing.outcome import Answered, Failure, begin_stream, counted, refused, whole_answer
 from lurus_routing.outgoing import Outgoing, Prepared
+from lurus_routing.retry import MAX_TOLD_SECONDS, budget, capped, retry_wait
 from lurus_routing.upstream import (
     MAX_BODY_BYTES,
     ConnectionLost,
@@ -53,6 +56,7 @@ class Attempts:
     def __init__(self, session: ClientSession, health: Health) -> None:
         self._session = session
         self._health = health
+        self._retry_count = 0
 
     async def answer(self, call: Call, outgoing: Outgoing) -> Answered:
         """Returns the first answer, or a candidate's refusal in a form that the client may see.
@@ -65,32 +69,68 @@ class Attempts:
         failures: list[Failure] = []
         refusal: LurusError | None = None
         queue = deque(call.plan.candidates)
-        has_retried = False
-        while queue and len(call.attempts) < MAX_ATTEMPTS:
-            candidate = queue.popleft()
+        held_back: list[Candidate] = []
+        while (queue or held_back) and len(call.attempts) < MAX_ATTEMPTS:
+            candidate = queue.popleft() if queue else held_back.pop(0)
             try:
                 prepared = await outgoing.prepare(candidate)
             except (Untranslatable, InvalidRequest) as error:
                 refusal = refusal or error
                 continue
-            permit = self._health.begin(candidate, time.monotonic(), call.plan.is_last_resort)
-            if permit is None:
+            permit = self._begin(call, candidate, is_alone=not queue)
+            if permit is ON_TRIAL:
+                held_back.append(candidate)
+            if not isinstance(permit, Permit):
                 continue
             if failures:
                 metrics.FAILOVERS.labels(call.attempts[-1].provider_id).inc()
             outcome = await self._attempt(call, candidate, permit, outgoing, prepared)
+            if isinstance(outcome, Failure) and not (queue or held_back):
+                outcome = await self._again(call, candidate, outgoing, prepared, outcome)
             if isinstance(outcome, Answered):
                 return outcome
             failures.append(outcome)
             if outcome.kind is FailureClass.CALLER:
-                queue = _who_may_judge(prepared, outcome, queue)
-            if not queue and not has_retried and isinstance(outcome.error, ConnectionLost):
-                # A pooled connection that the provider had closed: it never saw the request.
-                has_retried = True
-                queue.append(candidate)
+                queue, held_back = _who_may_judge(prepared, outcome, [*queue, *held_back]), []
+            elif outcome.kind is FailureClass.MODEL:
+                queue, held_back = deque(other for other in [*queue, *held_back] if other.names_model), []
         if refusal is not None and not failures:
             raise refusal
         return self._refusal(call, outgoing.client, failures)
+
+    def _begin(self, call: Call, candidate: Candidate, *, is_alone: bool) -> Permit | str:
+        """Returns leave to call a candidate, or the reason to skip it after all, noted in the plan."""
+        permit = self._health.begin(
+            candidate,
+            time.monotonic(),
+            call.plan.is_last_resort,
+            is_alone=is_alone,
+            is_reserve=candidate.key in call.plan.reserve,
+        )
+        if isinstance(permit, str):
+            call.note_skip(candidate, permit)
+        return permit
+
+    async def _again(
+        self, call: Call, candidate: Candidate, outgoing: Outgoing, prepared: Prepared, failure: Failure
+    ) -> Answered | Failure:
+        """Makes the last attempt once more, if it was the only one, or its request was never seen."""
+        wait = retry_wait(failure, call.attempts[-1].http_status, random.random)
+        is_only = len(call.attempts) == 1 or isinstance(failure.error, ConnectionLost)
+        may_retry = is_only and len(call.attempts) < MAX_ATTEMPTS and not outgoing.counts_only
+        if wait is None or not may_retry or self._retry_count >= budget(self._health.live_count):
+            return failure
+        self._retry_count += 1
+        try:
+            if wait:
+                await asyncio.sleep(wait)
+            permit = self._begin(call, candidate, is_alone=True)
+            if isinstance(permit, str):
+                return failure
+            metrics.RETRIES.labels(candidate.provider_id).inc()
+            return await self._attempt(call, candidate, permit, outgoing, prepared)
+        finally:
+            self._retry_count -= 1
 
     def _refusal(self, call: Call, client: Dialect | None, failures: Sequence[Failure]) -> Answered:
         if not failures:
@@ -105,20 +145,20 @@ class Attempts:
         if not failure.status:
             failure.error.metadata["attempt_count"] = str(len(call.attempts))
             raise failure.error
-        status, headers, body = failure.status, failure.headers, failure.body
+        status, headers, body = failure.status, capped(failure), failure.body
+        wait = min(failure.retry_after_seconds, MAX_TOLD_SECONDS) if failure.states_wait else math.inf
         if client is None:
-            raise report(status, body, headers, failure.retry_after_seconds).error()
+            raise report(status, body, headers, wait).error()
         if failure.dialect is client:
             shown = upstream_error(client, status, headers, body, call.request_id)
         else:
-            wait = failure.retry_after_seconds
             shown = translated_error(client, status, headers, body, call.request_id, wait)
         return Answered(shown.status, shown.headers, shown.body)
 
     async def _attempt(
         self, call: Call, candidate: Candidate, permit: Permit, outgoing: Outgoing, prepared: Prepared
     ) -> Answered | Failure:
-        started = time.monotonic()
+        started = call.attempt_start = time.monotonic()
         call.candidate, call.permit = candidate, permit
         attempt = usage_pb2.Attempt(
             provider_id=candidate.provider_id,
@@ -129,7 +169,7 @@ class Attempts:
         # Cancelled in here, the call ends its permit and closes its response itself.
         outcome = await self._try(call, candidate, outgoing, prepared, attempt)
         attempt.total_duration.CopyFrom(duration(time.monotonic() - started))
-        self._report(candidate, permit, outgoing, outcome)
+        self._report(candidate, permit, outgoing, outcome, attempt)
         if isinstance(outcome, Failure):
             attempt.error_reason = outcome.error.reason
             outcome.dialect = prepared.dialect
@@ -145,10 +185,7 @@ class Attempts:
         attempt: usage_pb2.Attempt,
     ) -> Answered | Failure:
         started = time.monotonic()
-        # A plain answer may take minutes before its first byte.
-        deadline = started + (
-            candidate.first_event_seconds if outgoing.is_streaming else outgoing.total_seconds
-        )
+        deadline = outgoing.deadline(candidate, started)
         outcome: Answered | Failure
         try:
             call.response = response = await send(
@@ -198,11 +235,18 @@ class Attempts:
         return whole_answer(call, outgoing, prepared, response.status, headers, body)
 
     def _report(
-        self, candidate: Candidate, permit: Permit, outgoing: Outgoing, outcome: Answered | Failure
+        self,
+        candidate: Candidate,
+        permit: Permit,
+        outgoing: Outgoing,
+        outcome: Answered | Failure,
+        attempt: usage_pb2.Attempt,
     ) -> None:
         now = time.monotonic()
         if isinstance(outcome, Answered):
-            self._health.succeed(permit, now)
+            # Only of a stream does the time tell something of the provider, rather than of the answer.
+            first_event = attempt.first_event_duration.ToNanoseconds() / 1e9 if outcome.watcher else None
+            self._health.succeed(permit, now, first_event)
             metrics.ATTEMPTS.labels(candidate.provider_id, "answered").inc()
             return
         metrics.ATTEMPTS.labels(candidate.provider_id, outcome.kind.value).inc()
@@ -217,7 +261,9 @@ class Attempts:
             self._health.abandon(permit)
 
 
-def _who_may_judge(prepared: Prepared, refusal: Failure, queue: deque[Candidate]) -> deque[Candidate]:
+def _who_may_judge(
+    prepared: Prepared, refusal: Failure, others: Sequence[Candidate]
+) -> deque[Candidate]:
     """Returns who is still asked after a refusal that blames the caller: mostly nobody (design §6, class D).
 
     But what was refused may be our own words: if a translated request is refused for its form, for a
@@ -228,7 +274,7 @@ def _who_may_judge(prepared: Prepared, refusal: Failure, queue: deque[Candidate]
     """
     if prepared.translation is None or not blames_form(refusal.status, refusal.body):
         return deque()
-    return deque(candidate for candidate in queue if candidate.is_relay)
+    return deque(candidate for candidate in others if candidate.is_relay)
 
 
 def no_healthy_provider(

@@ -20,7 +20,10 @@ MAX_OPEN_SECONDS = 300.0
 LAST_RESORT_SECONDS = 5.0
 # A probe that takes longer (a plain answer may take minutes) does not keep the next one waiting.
 PROBE_SECONDS = 60.0
-# The number of a call that is no probe.
+# For so long a call that has told nothing yet keeps others from a provider on trial: by then the connection
+# has been made or refused, and one that thinks for long keeps nobody waiting.
+TRIAL_SECONDS = 6.0
+# The number of a call of which nothing hangs.
 ORDINARY = 0
 
 
@@ -36,11 +39,17 @@ class State(StrEnum):
 class Breaker:
     """Closed → open (5 in a row, or half of at least 20 in 30 s) → half-open with one probe.
 
-    Each call is told by `start` whether it is a probe, and reports with that
-    number: while the breaker is not closed, calls from before it opened tell nothing.
+    Each call gets a number from `start` and reports with it: while the breaker
+    is not closed, calls from before it opened tell nothing.
+
+    A closed breaker that has seen no answer yet, or a failure since the last
+    one, is on trial: only so many calls may wait for an answer as there are
+    failures left until it opens. So a dead provider is asked five times, not
+    once by each of the two hundred calls that come at the same moment.
     """
 
     in_a_row: int = 0
+    has_answered: bool = False
     opened: float = 0.0
     open_until: float = 0.0
     times_open: int = 0
@@ -48,7 +57,12 @@ class Breaker:
     # The probe that is running, and until when it keeps others waiting.
     probe: int = ORDINARY
     probe_until: float = 0.0
-    probe_count: int = 0
+    # Calls numbered so far, and when it opened last.
+    call_count: int = 0
+    count_at_opening: int = 0
+    was_woken: bool = False
+    # Numbered calls that have told nothing yet, and until when they count.
+    waiting: dict[int, float] = field(default_factory=dict)
     outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=WINDOW_MAXIMUM))
 
     def state(self, now: float) -> State:
@@ -68,32 +82,52 @@ class Breaker:
         until = min(self.open_until, self.opened + LAST_RESORT_SECONDS) if is_last_resort else self.open_until
         return now >= until and not self.is_probed(now)
 
+    def has_room(self, now: float) -> bool:
+        """Whether one more call may wait for an answer; always, unless it is on trial or open."""
+        if not self.is_open and self.has_answered and not self.in_a_row:
+            return True
+        waiting = sum(now < until for until in self.waiting.values())
+        return waiting < FAILURES_IN_A_ROW - self.in_a_row
+
     def is_probed(self, now: float) -> bool:
         """Whether a probe is running that others wait for."""
         return self.probe != ORDINARY and now < self.probe_until
 
-    def start(self, now: float) -> int:
-        """Notes that a call passes; returns the number of its probe, `ORDINARY` if it is none."""
-        if not self.is_open:
-            return ORDINARY
-        self.probe_count += 1
-        self.probe, self.probe_until = self.probe_count, now + PROBE_SECONDS
-        return self.probe
+    def start(self, now: float, is_reserve: bool = False) -> int:
+        """Notes that a call passes; returns its number, `ORDINARY` if nothing hangs on it.
 
-    def succeed(self, now: float, probe: int = ORDINARY) -> None:
-        """Notes an answer; that of a probe closes the breaker."""
+        Args:
+            now: monotonic seconds.
+            is_reserve: the breaker would not admit it, but its provider is kept in reserve.
+        """
+        if not self.is_open and self.has_answered and not self.in_a_row:
+            return ORDINARY
+        self.call_count += 1
+        number = self.call_count
+        if self.is_open and not is_reserve:
+            self.probe, self.probe_until = number, now + PROBE_SECONDS
+        elif len(self.waiting) < FAILURES_IN_A_ROW or self._forget_late(now):
+            self.waiting[number] = now + TRIAL_SECONDS
+        return number
+
+    def succeed(self, now: float, number: int = ORDINARY) -> None:
+        """Notes an answer; that of a call from after it opened closes the breaker."""
+        self.waiting.pop(number, None)
         if self.is_open:
-            if probe == ORDINARY:
+            if number <= self.count_at_opening:
                 return
-            self.is_open, self.times_open, self.probe = False, 0, ORDINARY
+            self.is_open, self.times_open, self.probe, self.was_woken = False, 0, ORDINARY, False
             self.outcomes.clear()
+        self.has_answered = True
         self.in_a_row = 0
+        self.waiting.clear()
         self.outcomes.append((now, True))
 
-    def fail(self, now: float, probe: int = ORDINARY) -> None:
+    def fail(self, now: float, number: int = ORDINARY) -> None:
         """Notes a transient failure; may open the breaker, and opens it again if its probe failed."""
+        self.waiting.pop(number, None)
         if self.is_open:
-            if probe != ORDINARY and probe == self.probe:
+            if number != ORDINARY and number == self.probe:
                 self._open(now)
             return
         self.in_a_row += 1
@@ -101,10 +135,27 @@ class Breaker:
         if self.in_a_row >= FAILURES_IN_A_ROW or self._has_half_failed(now):
             self._open(now)
 
-    def abandon(self, probe: int = ORDINARY) -> None:
+    def abandon(self, number: int = ORDINARY) -> None:
         """Notes that a call ended without telling anything; if it was the probe, another may be made."""
-        if probe == self.probe:
+        self.waiting.pop(number, None)
+        if number == self.probe:
             self.probe = ORDINARY
+
+    def wake(self, now: float) -> bool:
+        """Lets the next probe pass at once, since the provider answers otherwise; returns whether it did.
+
+        Once after it opened: if that probe fails, the provider answers lists
+        and not calls, and the breaker keeps its time.
+        """
+        if not self.is_open or self.was_woken or now >= self.open_until:
+            return False
+        self.open_until, self.was_woken = now, True
+        return True
+
+    def _forget_late(self, now: float) -> bool:
+        """Makes room for a call by forgetting those that waited too long; returns whether there is some."""
+        self.waiting = {number: until for number, until in self.waiting.items() if now < until}
+        return len(self.waiting) < FAILURES_IN_A_ROW
 
     def _has_half_failed(self, now: float) -> bool:
         while self.outcomes and self.outcomes[0][0] < now - WINDOW_SECONDS:
@@ -119,3 +170,5 @@ class Breaker:
         self.open_until = now + min(OPEN_SECONDS * self.times_open, MAX_OPEN_SECONDS)
         self.probe = ORDINARY
         self.in_a_row = 0
+        self.count_at_opening = self.call_count
+        self.waiting.clear()

@@ -62,6 +62,9 @@ class Call:
         self.candidate: Candidate | None = None
         self.permit: Permit | None = None
         self.response: ClientResponse | None = None
+        self.attempt_start = self.start
+        # The model thinks first, also unasked.
+        self.thinks_first = False
         self.attempts: list[usage_pb2.Attempt] = []
         self.upstream_request_id = ""
         self.alarm = Alarm()
@@ -117,6 +120,11 @@ class Call:
         if not text or _PLAIN_ID.match(text):
             return text
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def note_skip(self, candidate: Candidate, reason: str) -> None:
+        """Notes in the decision that a candidate of the plan was not asked after all."""
+        self.plan.skip(candidate, reason)
+        self._fixed = None
 
     def note_release(self, size: int) -> None:
         """Counts bytes on their way to the client."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lurus_common.matching import WILDCARD
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.params import Param
 from lurus_dialects.translation import Target
@@ -19,9 +20,17 @@ class Candidate:
     rule: str
     level: int
     weight: int
+    # Its part of its provider's weight: the others of that provider have the rest.
+    share: float
+    tags: frozenset[str]
     connect_seconds: float
     first_event_seconds: float
+    # The same where the model thinks first.
+    thinking_seconds: float
     idle_seconds: float
+    # From the begin of a stream's attempt to its end, and from the arrival of a plain request.
+    stream_total_seconds: float
+    unary_total_seconds: float
     has_stream_options: bool
     cost_multiplier_ppm: int
     # Calls at once to its provider; 0 means no limit.
@@ -36,6 +45,11 @@ class Candidate:
     is_drained: bool = False
     # What is left out of requests, or written into them.
     params: tuple[Param, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def names_model(self) -> bool:
+        """Whether its provider says that it has this very model, rather than any."""
+        return self.rule not in ("", WILDCARD)
 
     @property
     def dialect(self) -> Dialect:

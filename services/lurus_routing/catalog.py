@@ -12,6 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from lurus.provider.v1 import provider_pb2
 from lurus.provider.v1.provider_pb2 import (
+    ROUTING_POLICY_LEAST_LATENCY,
+    ROUTING_POLICY_UNSPECIFIED,
     Model,
     Price,
     Provider,
@@ -75,6 +77,19 @@ class Catalog:
     def providers(self) -> list[Provider]:
         """Enabled providers by level, then id."""
         return self._providers
+
+    def goes_by_latency(self, model: str) -> bool:
+        """Whether the fastest candidate of a level is asked first, rather than by weight."""
+        known = self.models.get(model)
+        policy = known.routing_policy if known is not None else ROUTING_POLICY_UNSPECIFIED
+        if policy == ROUTING_POLICY_UNSPECIFIED:
+            return self._settings.routing_policy == "least_latency"
+        return policy == ROUTING_POLICY_LEAST_LATENCY
+
+    def thinks_first(self, model: str) -> bool:
+        """Whether a model thinks before its first event, also unasked."""
+        known = self.models.get(model)
+        return known is not None and known.thinks_first
 
     def candidates(self, dialect: int, model: str) -> list[Candidate]:
         """Returns every enabled credential that serves `model`.
@@ -162,9 +177,14 @@ class Catalog:
             rule=match.rule,
             level=provider.level or DEFAULT_LEVEL,
             weight=provider.weight or DEFAULT_WEIGHT,
+            share=(provider.weight or DEFAULT_WEIGHT) / len(self._secrets[provider.provider_id]),
+            tags=frozenset(provider.tags),
             connect_seconds=_seconds(limits.connect_timeout, settings.upstream_connect_seconds),
             first_event_seconds=_seconds(limits.first_event_timeout, settings.upstream_first_event_seconds),
+            thinking_seconds=_seconds(limits.thinking_timeout, settings.upstream_thinking_seconds),
             idle_seconds=_seconds(limits.idle_timeout, settings.upstream_idle_seconds),
+            stream_total_seconds=_seconds(limits.stream_total_timeout, settings.stream_total_seconds),
+            unary_total_seconds=_seconds(limits.unary_total_timeout, settings.unary_total_seconds),
             has_stream_options=not provider.quirks.no_stream_options,
             cost_multiplier_ppm=provider.cost_multiplier_ppm or PPM,
             max_concurrency=limits.max_concurrency,

@@ -6,6 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lurus.usage.v1 import usage_pb2
 from lurus_dialects.dialect import Dialect
+from lurus_routing.breaker import State
 
 TOKEN_KINDS = ("input", "cache_read", "cache_write", "output")
 FIRST_EVENT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -33,6 +34,21 @@ DEFECTS = Counter(
 )
 FIRST_EVENT = Histogram(
     "lurus_first_event_seconds", "From arrival to the first byte.", ["provider"], buckets=FIRST_EVENT_BUCKETS
+)
+BREAKERS = Gauge(
+    "lurus_breakers",
+    "Breakers that are not closed: `open`, or `half_open` while a probe runs.",
+    ["provider", "state"],
+)
+BREAKER_TRANSITIONS = Counter(
+    "lurus_breaker_transitions", "Breakers that have changed to a state.", ["provider", "state"]
+)
+BENCHES = Counter(
+    "lurus_benches", "Credentials that were benched: refused, or throttled.", ["provider", "reason"]
+)
+RETRIES = Counter("lurus_retries", "Calls made again to the only candidate.", ["provider"])
+PROBES = Counter(
+    "lurus_probes", "Lists of models that resting providers were asked for.", ["provider", "result"]
 )
 LIVE = Gauge("lurus_live_requests", "Requests that are being served.")
 
@@ -66,6 +82,17 @@ def requests_of(dialect: str, terminal: int) -> Counter:
 def count_defect(client: Dialect | None, provider: Dialect) -> None:
     """Counts an answer that failed of a defect of ours; `client` is None for typed callers."""
     DEFECTS.labels(client.value if client else "typed", provider.value).inc()
+
+
+def count_breaker(provider_id: str, before: State, after: State | None) -> None:
+    """Counts a breaker's change of state; None if it was forgotten."""
+    if before is not State.CLOSED:
+        BREAKERS.labels(provider_id, before.value).dec()
+    if after is None:
+        return
+    if after is not State.CLOSED:
+        BREAKERS.labels(provider_id, after.value).inc()
+    BREAKER_TRANSITIONS.labels(provider_id, after.value).inc()
 
 
 def count_losses(client: Dialect | None, provider: Dialect, silent_count: int, warned_count: int) -> None:

@@ -59,6 +59,11 @@ class Failure:
         """What the provider asks to wait; infinite if it says nothing."""
         return _retry_after(self.headers, time.time())
 
+    @property
+    def states_wait(self) -> bool:
+        """Whether the provider asks to wait for some time."""
+        return math.isfinite(self.retry_after_seconds)
+
 
 async def begin_stream(
     call: Call,

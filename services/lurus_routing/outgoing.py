@@ -29,6 +29,7 @@ from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.incoming import COUNT_PATHS
 
+_THINKING: Final = frozenset({chat_pb2.CHAT_REASONING_MODE_ADAPTIVE, chat_pb2.CHAT_REASONING_MODE_BUDGET})
 _RULES: Final = frozenset({chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER})
 MAX_BODY_AT_ONCE_BYTES: Final = 512 * 1024
 STRICT: Final = "x-lurus-strict"
@@ -91,9 +92,7 @@ class Outgoing:
         request = call.request
         self.client = None if typed is not None else peeked.dialect
         self.is_streaming = peeked.is_streaming
-        self.total_seconds = (
-            settings.stream_total_seconds if peeked.is_streaming else settings.unary_total_seconds
-        )
+        self._thinks_first = call.thinks_first or peeked.wants_thinking
         # Count requests tell nothing about a model's health and are never charged.
         self.counts_only = request.path in COUNT_PATHS
         # A chat client that did not ask for its usage is not shown the chunk that states it.
@@ -107,6 +106,15 @@ class Outgoing:
         self._typed = typed
         self._read_losses = Losses(self._is_strict)
         self._ready: tuple[Candidate, Prepared] | None = None
+
+    def deadline(self, candidate: Candidate, started: float) -> float:
+        """Returns until when an attempt that begins at `started` (monotonic) must show its first event.
+
+        A plain answer may take minutes before its first byte, and has the time of the whole request.
+        """
+        if not self.is_streaming:
+            return self._call.start + candidate.unary_total_seconds
+        return started + (candidate.thinking_seconds if self._thinks_first else candidate.first_event_seconds)
 
     async def prepare(self, candidate: Candidate) -> Prepared:
         """Returns what `candidate` is sent. Asked again at once, the same.
@@ -233,6 +241,7 @@ def peek_typed(request: StreamChatRequest, *, is_streaming: bool) -> Peek:
         members=members,
         spans={},
         end=0,
+        wants_thinking=request.reasoning.mode in _THINKING or bool(request.reasoning.effort),
     )
 
 

@@ -77,6 +77,7 @@ class Relay:
     def take_providers(self, change: WatchProvidersResponse) -> None:
         """Takes what the provider service tells."""
         self.catalog = self._builder.take(change)
+        self.health.forget_all_but(provider.provider_id for provider in self.catalog.providers)
         for provider in change.providers:
             for credential in provider.credentials:
                 self.health.forget_bench((provider.provider_id, credential.credential_id))
@@ -190,7 +191,15 @@ class Relay:
             raise ModelNotFound("no provider serves this model; see GET /v1/models", model=peeked.model)
         matches = self._held.among(call, matches)
         call.prices = self.catalog.prices
-        call.plan = make_plan(matches, self.health, time.monotonic(), _session(call, matches), random.random)
+        call.thinks_first = self.catalog.thinks_first(peeked.model)
+        call.plan = make_plan(
+            matches,
+            self.health,
+            time.monotonic(),
+            _session(call, matches),
+            random.random,
+            by_latency=self.catalog.goes_by_latency(peeked.model),
+        )
         if not call.plan.candidates:
             raise no_healthy_provider(self.health, matches, call.plan.is_last_resort)
         if not self._held.is_known(call):

@@ -48,7 +48,7 @@ class Release:
         self._client = PATHS.get(call.request.path)
         self._idle_seconds = call.candidate.idle_seconds
         self._heartbeat_seconds = settings.heartbeat_seconds
-        self._total_until = call.start + settings.stream_total_seconds
+        self._total_until = call.attempt_start + call.candidate.stream_total_seconds
         self._health = health
         self._settlement = settlement
         self._heard = self._released = time.monotonic()

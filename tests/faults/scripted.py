@@ -23,6 +23,8 @@ from typing import Any
 
 MAX_HEAD_BYTES = 256 * 1024
 GONE_SECONDS = 10.0
+# Connections that come at the same moment: those above it would be made a second later.
+BACKLOG = 1024
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -214,7 +216,7 @@ class ScriptedUpstream:
 
     async def start(self) -> None:
         """Listens, on the port of the last time if there was one."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=2**20)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=2**20, backlog=BACKLOG)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

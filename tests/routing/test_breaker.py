@@ -83,6 +83,37 @@ class TestProbing:
         assert breaker.state(103) is State.CLOSED
 
 
+class TestTrial:
+    def test_as_many_may_wait_as_may_fail(self) -> None:
+        breaker = Breaker()
+        numbers = [breaker.start(0) for _ in range(module.FAILURES_IN_A_ROW)]
+        for count, number in enumerate(numbers):
+            assert not breaker.has_room(0), count
+            breaker.fail(0, number)
+        assert breaker.state(0) is State.OPEN
+
+    def test_an_answer_ends_it(self) -> None:
+        breaker = Breaker()
+        numbers = [breaker.start(0) for _ in range(module.FAILURES_IN_A_ROW)]
+        breaker.succeed(0, numbers[0])
+        assert breaker.has_room(0) and breaker.start(0) == module.ORDINARY
+
+    def test_a_failure_begins_it_anew(self) -> None:
+        breaker = Breaker()
+        breaker.succeed(0)
+        breaker.fail(1)
+        for _ in range(module.FAILURES_IN_A_ROW - 1):
+            assert breaker.has_room(1)
+            breaker.start(1)
+        assert not breaker.has_room(1)
+
+    def test_those_who_wait_long_keep_nobody_waiting(self) -> None:
+        breaker = Breaker()
+        for _ in range(module.FAILURES_IN_A_ROW):
+            breaker.start(0)
+        assert breaker.has_room(module.TRIAL_SECONDS)
+
+
 class BreakerMachine(RuleBasedStateMachine):
     """Calls begin and end in any order, while time goes on."""
 
@@ -90,40 +121,64 @@ class BreakerMachine(RuleBasedStateMachine):
         super().__init__()
         self.breaker = Breaker()
         self.now = 0.0
-        self.calls: list[tuple[int, float]] = []
+        # Of each call its number, when it began, and whether the breaker was open then.
+        self.calls: list[tuple[int, float, int]] = []
+        self.opening_count = 0
 
     @rule(seconds=st.floats(0, 40))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
+    @rule(is_alone=st.booleans())
+    def begin(self, is_alone: bool) -> None:
+        breaker = self.breaker
+        if breaker.admits(self.now) and (is_alone or breaker.is_open or breaker.has_room(self.now)):
+            was_open = breaker.is_open
+            number = breaker.start(self.now)
+            assert number or not was_open
+            self.calls.append((number, self.now, self.opening_count))
+            assert not was_open or not breaker.admits(self.now)
+
+    @precondition(lambda self: self.breaker.is_open)
     @rule()
-    def begin(self) -> None:
-        if self.breaker.admits(self.now):
-            was_open = self.breaker.is_open
-            probe = self.breaker.start(self.now)
-            assert bool(probe) == was_open
-            self.calls.append((probe, self.now))
-            assert not was_open or not self.breaker.admits(self.now)
+    def begin_in_reserve(self) -> None:
+        if not self.breaker.admits(self.now) and self.breaker.has_room(self.now):
+            probe = self.breaker.probe
+            number = self.breaker.start(self.now, is_reserve=True)
+            assert self.breaker.probe == probe != number
+            self.calls.append((number, self.now, self.opening_count))
+
+    @rule()
+    def wake(self) -> None:
+        was_woken = self.breaker.was_woken
+        if self.breaker.wake(self.now):
+            assert self.breaker.state(self.now) is State.HALF_OPEN
+            assert not was_woken and not self.breaker.wake(self.now)
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), outcome=st.sampled_from(["succeed", "fail", "fail", "abandon"]))
     def end(self, data: st.DataObject, outcome: str) -> None:
         call = data.draw(st.sampled_from(self.calls))
         self.calls.remove(call)
+        number, _, opening = call
         was_open = self.breaker.is_open
+        is_news = opening == self.opening_count
+        opened_before = self.breaker.opened, self.breaker.times_open
         if outcome == "succeed":
-            self.breaker.succeed(self.now, call[0])
-            assert self.breaker.is_open == (was_open and not call[0])
+            self.breaker.succeed(self.now, number)
+            assert self.breaker.is_open == (was_open and not is_news)
         elif outcome == "fail":
-            self.breaker.fail(self.now, call[0])
+            self.breaker.fail(self.now, number)
             assert self.breaker.is_open or not was_open
         else:
-            self.breaker.abandon(call[0])
+            self.breaker.abandon(number)
             assert self.breaker.is_open == was_open
+        if self.breaker.is_open and (self.breaker.opened, self.breaker.times_open) != opened_before:
+            self.opening_count += 1
 
     @invariant()
     def at_most_one_probe_is_young(self) -> None:
-        young = [probe for probe, begun in self.calls if probe and self.now < begun + module.PROBE_SECONDS]
+        young = [probe for probe, begun, _ in self.calls if probe and self.now < begun + module.PROBE_SECONDS]
         if self.breaker.is_open:
             current = [probe for probe in young if probe == self.breaker.probe]
             assert len(current) <= 1
@@ -135,6 +190,14 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.breaker.is_open:
             assert self.breaker.open_until <= self.now + module.MAX_OPEN_SECONDS
             assert self.breaker.admits(self.now + module.MAX_OPEN_SECONDS + module.PROBE_SECONDS)
+
+    @invariant()
+    def a_trial_is_no_larger_than_what_is_left(self) -> None:
+        breaker = self.breaker
+        waiting = sum(self.now < until for until in breaker.waiting.values())
+        assert waiting <= module.FAILURES_IN_A_ROW
+        if waiting >= module.FAILURES_IN_A_ROW - breaker.in_a_row and (breaker.in_a_row or breaker.is_open):
+            assert not breaker.has_room(self.now)
 
     @invariant()
     def it_holds_little(self) -> None:

@@ -276,11 +276,11 @@ class TestHeldAnswers:
         assert error.metadata["param"] == "previous_response_id"
         assert {r.header("authorization").rpartition("-")[2] for r in rig.upstream.requests} == {held}
 
-    async def test_an_unknown_one_is_tried_once(self, make_rig: MakeRig) -> None:
+    async def test_an_unknown_one_is_tried_with_one_credential(self, make_rig: MakeRig) -> None:
         rig = await self.many(make_rig)
         rig.upstream.script = plain("gone", 500)
         await rig.relay(plain_request(RESPONSES, previous_response_id="resp_1"), RESPONSES)
-        assert len(rig.upstream.requests) == 1
+        assert len({request.header("authorization") for request in rig.upstream.requests}) == 1
 
     async def test_somebody_elses_is_not_found(self, make_rig: MakeRig) -> None:
         rig = await self.many(make_rig)

@@ -202,7 +202,8 @@ class Insides:
             *relay._live,
             *relay.health._live.elements(),
             *([account.reserved] if account and account.reserved else []),
-            *(breaker for breaker in relay.health._breakers.values() if breaker.probe),
+            *([relay.health.live_count] if relay.health.live_count else []),
+            *(row for row in relay.health._routes.values() if row.breaker.probe or row.breaker.waiting),
         ]
 
 

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lurus.provider.v1 import provider_pb2
 from lurus.usage.v1 import usage_pb2
 from lurus_common.settings import Settings
+from lurus_routing import latency
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
-from lurus_routing.health import Health
-from lurus_routing.plan import make_plan
+from lurus_routing.health import BREAKER_OPEN, BREAKER_PROBED, Health, Permit
+from lurus_routing.plan import Plan, make_plan
 from lurus_routing.pricing import PriceList
 
 from .rig import ANTHROPIC, CHAT, CREDENTIAL_KEY, make_provider
@@ -72,6 +75,145 @@ class TestOrder:
         plan = make_plan(matches, health, 1, "", random.random)
         assert [skip.reason for skip in plan.skipped] == ["benched: throttled by the provider"]
         assert not plan.is_last_resort
+
+
+class TestShares:
+    @pytest.mark.parametrize("has_session", [True, False])
+    def test_credentials_share_their_providers_weight(self, has_session: bool) -> None:
+        matches = candidates(a={"credentials": ("1", "2", "3")}, b={})
+        chance = random.Random(2)
+        first = Counter(
+            make_plan(matches, Health(), 0, f"s{number}" if has_session else "", chance.random)
+            .candidates[0]
+            .key
+            for number in range(6000)
+        )
+        assert first["b", "default", "m"] == pytest.approx(3000, rel=0.1)
+        for credential in "123":
+            assert first["a", credential, "m"] == pytest.approx(1000, rel=0.15)
+
+
+class TestLatency:
+    @staticmethod
+    def health(**seconds: float) -> Health:
+        health = Health()
+        for candidate in candidates(**{name: {} for name in seconds}):
+            permit = health.begin(candidate, 0)
+            assert isinstance(permit, Permit)
+            health.succeed(permit, 0, seconds[candidate.provider_id])
+            health.end(permit)
+        return health
+
+    def order(self, matches: list[Candidate], health: Health, now: float, session: str = "") -> list[str]:
+        plan = make_plan(matches, health, now, session, random.random, by_latency=True)
+        return [candidate.provider_id for candidate in plan.candidates]
+
+    def test_the_fastest_of_a_level_comes_first(self) -> None:
+        health = self.health(a=3.0, b=0.5, c=1.0, d=0.1)
+        matches = candidates(a={}, b={}, c={}, d={"level": 2})
+        for session in ("", "s1", "s2"):
+            assert self.order(matches, health, 1, session) == ["b", "c", "a", "d"]
+
+    def test_about_as_fast_is_as_fast(self) -> None:
+        health = self.health(a=1.0, b=1.2)
+        firsts = {self.order(candidates(a={}, b={}), health, 1, f"s{number}")[0] for number in range(40)}
+        assert firsts == {"a", "b"}
+
+    def test_what_is_not_known_any_more_is_tried(self) -> None:
+        health = self.health(a=0.5, b=5.0)
+        matches = candidates(a={}, b={})
+        assert self.order(matches, health, 10) == ["a", "b"]
+        later = 10 * latency.HALF_LIFE_SECONDS
+        assert {self.order(matches, health, later, f"s{number}")[0] for number in range(40)} == {"a", "b"}
+
+    def test_newer_answers_count_more(self) -> None:
+        mean = latency.Latency()
+        mean.note(10.0, 0)
+        mean.note(1.0, latency.HALF_LIFE_SECONDS)
+        assert mean.mean(latency.HALF_LIFE_SECONDS) == pytest.approx((5 + 1) / 1.5)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[Candidate], Health, float]:
+    """Providers in any state of health, at some moment."""
+    names = draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=True))
+    fields = {
+        name: {
+            "level": draw(st.integers(1, 3)),
+            "weight": draw(st.integers(1, 500)),
+            "credentials": ("x", "y")[: draw(st.integers(1, 2))],
+            "dialects": draw(st.sampled_from([(ANTHROPIC,), (CHAT,)])),
+        }
+        for name in names
+    }
+    matches, health, now = candidates(**fields), Health(), 0.0
+    steps = st.tuples(
+        st.sampled_from(matches),
+        st.sampled_from(["fail", "fail", "fail", "answer", "401", "429"]),
+        st.floats(0, 9),
+    )
+    for candidate, what, seconds in draw(st.lists(steps, max_size=40)):
+        now += seconds
+        permit = health.begin(candidate, now, is_alone=True)
+        if isinstance(permit, str):
+            continue
+        if what == "fail":
+            health.fail(permit, now)
+        elif what == "answer":
+            health.succeed(permit, now, seconds)
+        else:
+            bench = health.refuse_credential if what == "401" else health.throttle
+            bench(candidate.key[:2], now, 30)
+        health.end(permit)
+    return matches, health, now
+
+
+class TestAnyWorld:
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(
+        world=worlds(),
+        session=st.sampled_from(["", "s1", "s2"]),
+        by_latency=st.booleans(),
+        seed=st.integers(0, 9),
+    )
+    def test_the_order_follows_from_what_comes_in(
+        self, world: tuple[list[Candidate], Health, float], session: str, by_latency: bool, seed: int
+    ) -> None:
+        matches, health, now = world
+
+        def plan(given: list[Candidate]) -> Plan:
+            return make_plan(given, health, now, session, random.Random(seed).random, by_latency=by_latency)
+
+        made = plan(matches)
+        assert plan(matches) == made
+        if session:
+            shuffled = random.Random(seed).sample(matches, len(matches))
+            assert [row.key for row in plan(shuffled).candidates] == [row.key for row in made.candidates]
+        # Nobody is lost, nobody asked twice.
+        everybody = [*made.candidates, *(skip.candidate for skip in made.skipped)]
+        assert sorted(row.key for row in everybody) == sorted(row.key for row in matches)
+        assert all(skip.reason for skip in made.skipped)
+        # Levels, then relays, among the healthy; then those in reserve.
+        ranks = [(row.key in made.reserve, row.level, not row.is_relay) for row in made.candidates]
+        assert ranks == sorted(ranks)
+        healthy = [row for row in made.candidates if row.key not in made.reserve]
+        assert all(not health.skip_reason(row, now, made.is_last_resort) for row in healthy)
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(world=worlds())
+    def test_no_more_than_half_are_given_up_for_their_breakers(
+        self, world: tuple[list[Candidate], Health, float]
+    ) -> None:
+        matches, health, now = world
+        made = make_plan(matches, health, now, "s", random.random)
+        asked = {row.provider_id for row in made.candidates}
+        given_up = {
+            skip.candidate.provider_id
+            for skip in made.skipped
+            if skip.reason in (BREAKER_OPEN, BREAKER_PROBED)
+        }
+        provider_count = len({row.provider_id for row in matches})
+        assert provider_count < 2 or len(given_up - asked) <= provider_count // 2
 
 
 class TestPrices:

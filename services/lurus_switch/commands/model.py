@@ -9,7 +9,7 @@ from lurus.provider.v1 import provider_pb2 as pb
 from lurus_switch.commands import fields, options
 from lurus_switch.commands.options import AsJson, DataDir, Yes
 from lurus_switch.mesh import Mesh, run, whole_list
-from lurus_switch.output import Column, local_time, print_fields, print_json, print_table
+from lurus_switch.output import Column, enum_word, local_time, print_fields, print_json, print_table
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -30,6 +30,21 @@ class Fields:
     ] = None
     is_hidden: Annotated[
         bool | None, typer.Option("--hide/--show", help="A hidden model works and is not listed.")
+    ] = None
+    routing_policy: Annotated[
+        Any,
+        typer.Option(
+            "--policy",
+            parser=options.enum_parser(pb.RoutingPolicy.DESCRIPTOR),
+            metavar="POLICY",
+            help="How providers of one level share its calls: weight or least_latency.",
+        ),
+    ] = None
+    thinks_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--thinks-first/--answers-at-once", help="Its first event may take minutes, also unasked."
+        ),
     ] = None
     release_time: Annotated[
         Any,
@@ -128,6 +143,8 @@ def _show(message: pb.Model, as_json: bool) -> None:
             ("owned by", message.owned_by),
             ("max input", str(message.max_input_tokens or "")),
             ("max output", str(message.max_output_tokens or "")),
+            ("policy", enum_word(pb.RoutingPolicy.DESCRIPTOR, message.routing_policy)),
+            ("thinks first", "yes" if message.thinks_first else ""),
             ("hidden", "yes" if message.is_hidden else ""),
             ("released", local_time(message, "release_time")[:10]),
             ("changed", local_time(message, "update_time")),

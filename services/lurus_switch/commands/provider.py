@@ -112,6 +112,20 @@ class Fields:
     limits__idle_timeout: Annotated[
         Any, _seconds("--idle-timeout", "Between two bytes; 120 if not said.")
     ] = None
+    limits__thinking_timeout: Annotated[
+        Any,
+        _seconds("--thinking-timeout", "To the first byte of a model that thinks first; 300 if not said."),
+    ] = None
+    limits__stream_total_timeout: Annotated[
+        Any, _seconds("--stream-timeout", "For a whole stream; 3600 if not said.")
+    ] = None
+    limits__unary_total_timeout: Annotated[
+        Any, _seconds("--plain-timeout", "For a whole answer that is no stream; 600 if not said.")
+    ] = None
+    limits__no_probes: Annotated[
+        bool | None,
+        typer.Option("--no-probes/--probes", help="Whether it is asked for its models while it rests."),
+    ] = None
     limits__max_concurrency: Annotated[
         int | None, typer.Option("--max-concurrency", help="Calls at once; 0 means no limit.")
     ] = None
@@ -359,7 +373,11 @@ def _show(message: pb.Provider, as_json: bool) -> None:
             ("tags", ", ".join(message.tags)),
             ("connect timeout", short_duration(limits, "connect_timeout")),
             ("first event timeout", short_duration(limits, "first_event_timeout")),
+            ("thinking timeout", short_duration(limits, "thinking_timeout")),
             ("idle timeout", short_duration(limits, "idle_timeout")),
+            ("stream timeout", short_duration(limits, "stream_total_timeout")),
+            ("plain timeout", short_duration(limits, "unary_total_timeout")),
+            ("probes", "no" if limits.no_probes else ""),
             ("concurrency", str(limits.max_concurrency or "")),
             ("quirks", "no stream_options" if message.quirks.no_stream_options else ""),
             ("when a client leaves", "drain" if message.on_disconnect == pb.ON_DISCONNECT_DRAIN else ""),

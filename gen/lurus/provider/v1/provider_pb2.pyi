@@ -51,6 +51,34 @@ the answer that it did not wait for.
 """
 Global___OnDisconnect: _TypeAlias = OnDisconnect  # noqa: Y015
 
+class _RoutingPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoutingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoutingPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUTING_POLICY_UNSPECIFIED: _RoutingPolicy.ValueType  # 0
+    """As the gateway is set: LURUS_ROUTING_POLICY, else WEIGHT."""
+    ROUTING_POLICY_WEIGHT: _RoutingPolicy.ValueType  # 1
+    """By their weights; a session keeps to one of them."""
+    ROUTING_POLICY_LEAST_LATENCY: _RoutingPolicy.ValueType  # 2
+    """The fastest first, by the mean time to the first event of a stream. Those within a quarter of the fastest count as
+    equally fast, and share by their weights.
+    """
+
+class RoutingPolicy(_RoutingPolicy, metaclass=_RoutingPolicyEnumTypeWrapper):
+    """How candidates of one level share the calls for a model."""
+
+ROUTING_POLICY_UNSPECIFIED: RoutingPolicy.ValueType  # 0
+"""As the gateway is set: LURUS_ROUTING_POLICY, else WEIGHT."""
+ROUTING_POLICY_WEIGHT: RoutingPolicy.ValueType  # 1
+"""By their weights; a session keeps to one of them."""
+ROUTING_POLICY_LEAST_LATENCY: RoutingPolicy.ValueType  # 2
+"""The fastest first, by the mean time to the first event of a stream. Those within a quarter of the fastest count as
+equally fast, and share by their weights.
+"""
+Global___RoutingPolicy: _TypeAlias = RoutingPolicy  # noqa: Y015
+
 @_typing.final
 class Provider(_message.Message):
     """A configured upstream account: base URL, dialects, credentials."""
@@ -231,8 +259,14 @@ class ProviderLimits(_message.Message):
     FIRST_EVENT_TIMEOUT_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    THINKING_TIMEOUT_FIELD_NUMBER: _builtins.int
+    STREAM_TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    UNARY_TOTAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    NO_PROBES_FIELD_NUMBER: _builtins.int
     max_concurrency: _builtins.int
     """Calls at once; 0 means no limit."""
+    no_probes: _builtins.bool
+    """While it rests after failures it is not asked for its list of models; unset, it is. That uses no tokens."""
     @_builtins.property
     def connect_timeout(self) -> _duration_pb2.Duration:
         """For the connection, TLS included. Default 5 s."""
@@ -245,6 +279,18 @@ class ProviderLimits(_message.Message):
     def idle_timeout(self) -> _duration_pb2.Duration:
         """Between any two bytes of a stream. Default 120 s."""
 
+    @_builtins.property
+    def thinking_timeout(self) -> _duration_pb2.Duration:
+        """As `first_event_timeout`, where the request or the model asks for thinking first. Default 300 s."""
+
+    @_builtins.property
+    def stream_total_timeout(self) -> _duration_pb2.Duration:
+        """From the begin of an attempt to the end of its stream. Default 3600 s."""
+
+    @_builtins.property
+    def unary_total_timeout(self) -> _duration_pb2.Duration:
+        """From the arrival of a request to the end of its answer, for one that is no stream. Default 600 s."""
+
     def __init__(
         self,
         *,
@@ -252,10 +298,14 @@ class ProviderLimits(_message.Message):
         first_event_timeout: _duration_pb2.Duration | None = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
         max_concurrency: _builtins.int = ...,
+        thinking_timeout: _duration_pb2.Duration | None = ...,
+        stream_total_timeout: _duration_pb2.Duration | None = ...,
+        unary_total_timeout: _duration_pb2.Duration | None = ...,
+        no_probes: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "stream_total_timeout", b"stream_total_timeout", "thinking_timeout", b"thinking_timeout", "unary_total_timeout", b"unary_total_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "max_concurrency", b"max_concurrency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "first_event_timeout", b"first_event_timeout", "idle_timeout", b"idle_timeout", "max_concurrency", b"max_concurrency", "no_probes", b"no_probes", "stream_total_timeout", b"stream_total_timeout", "thinking_timeout", b"thinking_timeout", "unary_total_timeout", b"unary_total_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +443,8 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     EFFORTS_FIELD_NUMBER: _builtins.int
+    ROUTING_POLICY_FIELD_NUMBER: _builtins.int
+    THINKS_FIRST_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The name that clients send."""
     display_name: _builtins.str
@@ -405,6 +457,10 @@ class Model(_message.Message):
     """Tokens that it can write; 0 if unknown."""
     is_hidden: _builtins.bool
     """A hidden model works and is not listed to clients."""
+    routing_policy: Global___RoutingPolicy.ValueType
+    """How candidates of one level share its calls."""
+    thinks_first: _builtins.bool
+    """It thinks before its first event, also unasked: `thinking_timeout` counts in place of `first_event_timeout`."""
     @_builtins.property
     def release_time(self) -> _timestamp_pb2.Timestamp:
         """When the model appeared; shown to clients."""
@@ -434,10 +490,12 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         efforts: _abc.Iterable[_builtins.str] | None = ...,
+        routing_policy: Global___RoutingPolicy.ValueType = ...,
+        thinks_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "release_time", b"release_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "efforts", b"efforts", "is_hidden", b"is_hidden", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "owned_by", b"owned_by", "release_time", b"release_time", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "efforts", b"efforts", "is_hidden", b"is_hidden", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "model_id", b"model_id", "owned_by", b"owned_by", "release_time", b"release_time", "routing_policy", b"routing_policy", "thinks_first", b"thinks_first", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -391,6 +391,12 @@ class ExplainRouteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    IS_LAST_RESORT_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """How those of one level share the calls: `weight` or `least_latency`."""
+    is_last_resort: _builtins.bool
+    """Nobody is healthy: benches and breakers count for a short time only."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateExplanation]:
         """In the order of the plan."""
@@ -399,10 +405,12 @@ class ExplainRouteResponse(_message.Message):
         self,
         *,
         candidates: _abc.Iterable[Global___CandidateExplanation] | None = ...,
+        policy: _builtins.str = ...,
+        is_last_resort: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "is_last_resort", b"is_last_resort", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,6 +433,13 @@ class CandidateExplanation(_message.Message):
     BENCH_DURATION_FIELD_NUMBER: _builtins.int
     DIALECT_FIELD_NUMBER: _builtins.int
     IS_TRANSLATED_FIELD_NUMBER: _builtins.int
+    LATENCY_DURATION_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LIVE_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    IS_RESERVE_FIELD_NUMBER: _builtins.int
     provider_id: _builtins.str
     """Which provider."""
     credential_id: _builtins.str
@@ -447,9 +462,27 @@ class CandidateExplanation(_message.Message):
     """Whether the client's dialect is another one, so that the request is translated. At the same level, candidates
     that need no translation come first.
     """
+    input_nano_usd: _builtins.int
+    """What a million tokens of fresh input cost there, in nano-USD, its multiplier included; unset without a price."""
+    output_nano_usd: _builtins.int
+    """The same of output."""
+    live_count: _builtins.int
+    """Calls to its provider that run now, of this worker."""
+    max_concurrency: _builtins.int
+    """How many may run at once; 0 means no limit."""
+    is_reserve: _builtins.bool
+    """Its breaker is open, and it is asked after all others: no more than half of a model's providers are given up."""
     @_builtins.property
     def bench_duration(self) -> _duration_pb2.Duration:
         """How long it is still benched; unset if it is not."""
+
+    @_builtins.property
+    def latency_duration(self) -> _duration_pb2.Duration:
+        """Mean time to the first event of a stream; unset if it was not asked lately."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of its provider."""
 
     def __init__(
         self,
@@ -465,12 +498,26 @@ class CandidateExplanation(_message.Message):
         bench_duration: _duration_pb2.Duration | None = ...,
         dialect: _usage_pb2.Dialect.ValueType = ...,
         is_translated: _builtins.bool = ...,
+        latency_duration: _duration_pb2.Duration | None = ...,
+        input_nano_usd: _builtins.int | None = ...,
+        output_nano_usd: _builtins.int | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        live_count: _builtins.int = ...,
+        max_concurrency: _builtins.int = ...,
+        is_reserve: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bench_duration", b"bench_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd", b"_input_nano_usd", "_output_nano_usd", b"_output_nano_usd", "bench_duration", b"bench_duration", "input_nano_usd", b"input_nano_usd", "latency_duration", b"latency_duration", "output_nano_usd", b"output_nano_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bench_duration", b"bench_duration", "breaker", b"breaker", "credential_id", b"credential_id", "dialect", b"dialect", "is_translated", b"is_translated", "level", b"level", "provider_id", b"provider_id", "rule", b"rule", "skip_reason", b"skip_reason", "upstream_model", b"upstream_model", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd", b"_input_nano_usd", "_output_nano_usd", b"_output_nano_usd", "bench_duration", b"bench_duration", "breaker", b"breaker", "credential_id", b"credential_id", "dialect", b"dialect", "input_nano_usd", b"input_nano_usd", "is_reserve", b"is_reserve", "is_translated", b"is_translated", "latency_duration", b"latency_duration", "level", b"level", "live_count", b"live_count", "max_concurrency", b"max_concurrency", "output_nano_usd", b"output_nano_usd", "provider_id", b"provider_id", "rule", b"rule", "skip_reason", b"skip_reason", "tags", b"tags", "upstream_model", b"upstream_model", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__input_nano_usd: _TypeAlias = _typing.Literal["input_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__input_nano_usd: _TypeAlias = _typing.Literal["_input_nano_usd", b"_input_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__output_nano_usd: _TypeAlias = _typing.Literal["output_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__output_nano_usd: _TypeAlias = _typing.Literal["_output_nano_usd", b"_output_nano_usd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_nano_usd) -> _WhichOneofReturnType__input_nano_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_nano_usd) -> _WhichOneofReturnType__output_nano_usd | None: ...
 
 Global___CandidateExplanation: _TypeAlias = CandidateExplanation  # noqa: Y015
 
@@ -498,18 +545,28 @@ class WatchRoutesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    IS_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    is_snapshot: _builtins.bool
+    """The begin of a whole set: forget what was told before. Sent first, and again when providers have changed."""
+    worker_id: _builtins.str
+    """The worker whose state this is; each has its own."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateExplanation]:
-        """Those that changed; at first all."""
+        """Those that changed; at first all. One for each model that a credential was asked for, and one without a model for
+        each credential. Here `skip_reason` tells of breakers, benches and limits only.
+        """
 
     def __init__(
         self,
         *,
         candidates: _abc.Iterable[Global___CandidateExplanation] | None = ...,
+        is_snapshot: _builtins.bool = ...,
+        worker_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "is_snapshot", b"is_snapshot", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

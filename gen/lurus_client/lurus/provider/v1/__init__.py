@@ -49,6 +49,22 @@ class OnDisconnect(betterproto.Enum):
     """
 
 
+class RoutingPolicy(betterproto.Enum):
+    """How candidates of one level share the calls for a model."""
+
+    UNSPECIFIED = 0
+    """As the gateway is set: LURUS_ROUTING_POLICY, else WEIGHT."""
+
+    WEIGHT = 1
+    """By their weights; a session keeps to one of them."""
+
+    LEAST_LATENCY = 2
+    """
+    The fastest first, by the mean time to the first event of a stream. Those within a quarter of the fastest count as
+     equally fast, and share by their weights.
+    """
+
+
 @dataclass(eq=False, repr=False)
 class Provider(betterproto.Message):
     """A configured upstream account: base URL, dialects, credentials."""
@@ -160,6 +176,26 @@ class ProviderLimits(betterproto.Message):
 
     max_concurrency: int = betterproto.int32_field(4)
     """Calls at once; 0 means no limit."""
+
+    thinking_timeout: timedelta = betterproto.message_field(5)
+    """
+    As `first_event_timeout`, where the request or the model asks for thinking first. Default 300 s.
+    """
+
+    stream_total_timeout: timedelta = betterproto.message_field(6)
+    """
+    From the begin of an attempt to the end of its stream. Default 3600 s.
+    """
+
+    unary_total_timeout: timedelta = betterproto.message_field(7)
+    """
+    From the arrival of a request to the end of its answer, for one that is no stream. Default 600 s.
+    """
+
+    no_probes: bool = betterproto.bool_field(8)
+    """
+    While it rests after failures it is not asked for its list of models; unset, it is. That uses no tokens.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -280,6 +316,14 @@ class Model(betterproto.Message):
 
     efforts: List[str] = betterproto.string_field(10)
     """Efforts of thinking that it knows, `low` to `max`; empty means all."""
+
+    routing_policy: "RoutingPolicy" = betterproto.enum_field(11)
+    """How candidates of one level share its calls."""
+
+    thinks_first: bool = betterproto.bool_field(12)
+    """
+    It thinks before its first event, also unasked: `thinking_timeout` counts in place of `first_event_timeout`.
+    """
 
 
 @dataclass(eq=False, repr=False)

@@ -1014,6 +1014,12 @@ class ExplainRouteResponse(betterproto.Message):
     candidates: List["CandidateExplanation"] = betterproto.message_field(1)
     """In the order of the plan."""
 
+    policy: str = betterproto.string_field(2)
+    """How those of one level share the calls: `weight` or `least_latency`."""
+
+    is_last_resort: bool = betterproto.bool_field(3)
+    """Nobody is healthy: benches and breakers count for a short time only."""
+
 
 @dataclass(eq=False, repr=False)
 class CandidateExplanation(betterproto.Message):
@@ -1055,6 +1061,33 @@ class CandidateExplanation(betterproto.Message):
      that need no translation come first.
     """
 
+    latency_duration: timedelta = betterproto.message_field(12)
+    """
+    Mean time to the first event of a stream; unset if it was not asked lately.
+    """
+
+    input_nano_usd: Optional[int] = betterproto.int64_field(13, optional=True)
+    """
+    What a million tokens of fresh input cost there, in nano-USD, its multiplier included; unset without a price.
+    """
+
+    output_nano_usd: Optional[int] = betterproto.int64_field(14, optional=True)
+    """The same of output."""
+
+    tags: List[str] = betterproto.string_field(15)
+    """Of its provider."""
+
+    live_count: int = betterproto.int32_field(16)
+    """Calls to its provider that run now, of this worker."""
+
+    max_concurrency: int = betterproto.int32_field(17)
+    """How many may run at once; 0 means no limit."""
+
+    is_reserve: bool = betterproto.bool_field(18)
+    """
+    Its breaker is open, and it is asked after all others: no more than half of a model's providers are given up.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class WatchRoutesRequest(betterproto.Message):
@@ -1068,7 +1101,18 @@ class WatchRoutesResponse(betterproto.Message):
     """State of some routes."""
 
     candidates: List["CandidateExplanation"] = betterproto.message_field(1)
-    """Those that changed; at first all."""
+    """
+    Those that changed; at first all. One for each model that a credential was asked for, and one without a model for
+     each credential. Here `skip_reason` tells of breakers, benches and limits only.
+    """
+
+    is_snapshot: bool = betterproto.bool_field(2)
+    """
+    The begin of a whole set: forget what was told before. Sent first, and again when providers have changed.
+    """
+
+    worker_id: str = betterproto.string_field(3)
+    """The worker whose state this is; each has its own."""
 
 
 class RoutingServiceStub(betterproto.ServiceStub):
