@@ -261,9 +261,7 @@ class Attempts:
             self._health.abandon(permit)
 
 
-def _who_may_judge(
-    prepared: Prepared, refusal: Failure, others: Sequence[Candidate]
-) -> deque[Candidate]:
+def _who_may_judge(prepared: Prepared, refusal: Failure, others: Sequence[Candidate]) -> deque[Candidate]:
     """Returns who is still asked after a refusal that blames the caller: mostly nobody (design §6, class D).
 
     But what was refused may be our own words: if a translated request is refused for its form, for a
