@@ -216,7 +216,9 @@ class ScriptedUpstream:
 
     async def start(self) -> None:
         """Listens, on the port of the last time if there was one."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=2**20, backlog=BACKLOG)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.port, limit=2**20, backlog=BACKLOG
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -41,7 +41,10 @@ def limits(**seconds: float) -> provider_pb2.ProviderLimits:
 
 
 def pair(**seconds: float) -> dict[str, dict[str, Any]]:
-    return {"one": {"level": 1, "limits": limits(**seconds)}, "two": {"level": 2}}
+    return {
+        "one": {"level": 1, "limits": limits(**{"connect_timeout": LONG, **seconds})},
+        "two": {"level": 2},
+    }
 
 
 @pytest.fixture
