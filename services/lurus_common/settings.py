@@ -97,6 +97,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_live_requests: Count = 2000
     max_outbox_rows: Count = 4_500_000
 
+    # Rate limits: how often workers tell each other through Redis what they have let pass, and how many
+    # workers share each limit while they cannot, unless more have been seen.
+    limit_exchange_seconds: Annotated[float, Meta(ge=0.05, le=5)] = 0.2
+    gateway_workers: Annotated[int, Meta(ge=1, le=10_000)] = 1
+
     # What a lease is worth at most, and for how long.
     lease_nano_usd: Count = 1_000_000_000
     lease_seconds: Seconds = 60

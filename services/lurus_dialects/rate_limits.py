@@ -27,7 +27,11 @@ def rate_limit_headers(
     if dialect is Dialect.ANTHROPIC:
         reset = datetime.fromtimestamp(math.ceil(now + reset_seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         name = f"anthropic-ratelimit-{kind}"
-        return [(f"{name}-limit", str(limit)), (f"{name}-remaining", str(remaining)), (f"{name}-reset", reset)]
+        return [
+            (f"{name}-limit", str(limit)),
+            (f"{name}-remaining", str(remaining)),
+            (f"{name}-reset", reset),
+        ]
     return [
         (f"x-ratelimit-limit-{kind}", str(limit)),
         (f"x-ratelimit-remaining-{kind}", str(remaining)),

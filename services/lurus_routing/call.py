@@ -26,6 +26,7 @@ from lurus_routing.health import Permit
 from lurus_routing.leases import Reservation
 from lurus_routing.plan import Plan
 from lurus_routing.pricing import DatedPrice, PriceList
+from lurus_routing.rate_limiter import Admission
 
 MAX_TEXT = 256
 MAX_MODEL = 512
@@ -56,6 +57,7 @@ class Call:
         self.peeked = peeked
         self.prices = _NO_PRICES
         self.plan = _NO_PLAN
+        self.admission: Admission | None = None
         self.reservation: Reservation | None = None
         self.has_intent = False
         # The attempt that runs, or gave the answer.
@@ -158,6 +160,16 @@ class Call:
         if self.peeked:
             tokens.input = self.peeked.estimated_input_tokens()
         return tokens, usage_pb2.TOKEN_SOURCE_ESTIMATED
+
+    def used_tokens(self) -> int:
+        """Returns how many tokens the final event says, of all kinds; 0 if there is none yet."""
+        if self.receipt is None or not self.receipt.token_source:
+            return 0
+        tokens = self.receipt.tokens
+        writes = (
+            tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
+        )
+        return tokens.input + tokens.cache_read + writes + tokens.output
 
     def price(self) -> DatedPrice | None:
         """The price in effect when the request arrived."""

@@ -133,7 +133,7 @@ class LimitExchange:
     async def run(self) -> None:
         """Exchanges whenever there is something to tell, until cancelled."""
         while True:
-            await self._wanted.wait()
+            await _wait(self._wanted, REPEAT_SECONDS if self._limiter.is_busy else None)
             self._wanted.clear()
             self._hurry.clear()
             now = time.monotonic()
@@ -149,17 +149,15 @@ class LimitExchange:
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(MIN_PAUSE_SECONDS)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._hurry.wait()
-        except TimeoutError:
-            pass
+        await _wait(self._hurry, seconds)
 
     async def _exchange(self) -> bool:
         told = self._limiter.untold(MAX_TOLD)
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                answer = await self._redis.eval(_SCRIPT, len(told) + 1, *self._keys(told), *self._values(told))
+                answer = await self._redis.eval(
+                    _SCRIPT, len(told) + 1, *self._keys(told), *self._values(told)
+                )
             shared, workers = _read(answer, len(told))
         except Exception as error:
             # Whatever it is: a peer that is not Redis makes the client fail in any way.
@@ -182,6 +180,14 @@ class LimitExchange:
         return values
 
 
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
 class _Round:
     """One exchange that requests may wait for."""
 
@@ -199,12 +205,14 @@ def _read(answer: Any, count: int) -> tuple[list[Shared], int]:
     if len(values) != 1 + count * _VALUES_PER_SUBJECT or not all(0 <= value < math.inf for value in values):
         raise ValueError("not an answer of ours")
     rows = [values[at : at + _VALUES_PER_SUBJECT] for at in range(1, len(values), _VALUES_PER_SUBJECT)]
-    return [Shared(requests, tokens, int(others)) for requests, tokens, others in rows], max(1, int(values[0]))
+    return [Shared(requests, tokens, int(others)) for requests, tokens, others in rows], max(
+        1, int(values[0])
+    )
 
 
 @asynccontextmanager
 async def shared_limits(settings: Settings, limiter: RateLimiter) -> AsyncIterator[None]:
-    """Shares limits through the Redis of the settings, if there is one. Nothing is connected before it is used."""
+    """Shares limits through the Redis of the settings, if there is one; connects when it is used."""
     if not settings.redis_url:
         yield
         return

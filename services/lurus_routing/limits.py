@@ -74,7 +74,7 @@ class Meter:
 
     def is_unsure(self, amount: float) -> bool:
         """True if the other workers may have used what seems to be there."""
-        return self.unsent + min(amount, self.limit) > self.allowance
+        return self.unsent > 0 and self.unsent + amount > self.allowance
 
     def charge(self, amount: float, now: float) -> None:
         """Uses `amount`."""
@@ -92,7 +92,7 @@ class Meter:
     def split(self, workers: int, now: float) -> None:
         """Goes on alone, with this worker's part of the limit."""
         self.bucket.resize(self.limit / workers, now)
-        self.unsent = min(self.unsent, self.bucket.level(now))
+        self.unsent = min(self.unsent, self.bucket.level(now) * workers)
         self.allowance = math.inf
 
 
@@ -234,7 +234,9 @@ class Subject:
             if meter:
                 meter.allowance = max(1.0, meter.limit / workers)
         if self.slots:
-            self.slots.allowance = self.slots.own + max(1, self.slots.limit // workers)
+            self.slots.allowance = (
+                self.slots.own
+            )  # none: a slot may be taken for long, so they are asked first
 
     def split(self, workers: int, now: float) -> None:
         """Goes on alone, with this worker's part of each limit."""
@@ -286,7 +288,7 @@ class Subject:
 
 
 def new_subject(name: str, limits: tuple[int, int, int], now: float) -> Subject:
-    """Returns a subject that has used nothing; limits are requests, tokens and requests at once, 0 for none."""
+    """Returns a subject that has used nothing. Its limits: requests, tokens, requests at once; 0 for none."""
     subject = Subject(name, limits)
     subject.take_limits(limits, now)
     return subject

@@ -21,7 +21,7 @@ from lurus_routing.limits import Excess, Sent, Shared, State, Subject, new_subje
 
 MAX_SUBJECTS = 50_000
 # How often one request asks the other workers, each time for a part of what is left.
-MAX_ROUNDS = 10
+MAX_ROUNDS = 20
 MIN_WAIT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 60.0
 _BYTES_PER_TOKEN: Final = 4
@@ -51,6 +51,7 @@ class RateLimiter:
         self._is_away = not is_shared
         self._clock = clock
         self._subjects: OrderedDict[str, Subject] = OrderedDict()
+        self._busy: dict[str, Subject] = {}
         # What the other workers should be told, oldest first.
         self.touched: OrderedDict[str, Subject] = OrderedDict()
         self.on_touch: Callable[[], None] = _nothing
@@ -68,18 +69,20 @@ class RateLimiter:
         tokens = body_bytes // _BYTES_PER_TOKEN + 1
         for _ in range(MAX_ROUNDS):
             now = self._clock()
-            excess = self._first_excess(subjects, tokens, now)
-            if excess is None:
+            found = self._first_excess(subjects, tokens, now)
+            if found is None:
                 for subject in subjects:
                     subject.begin(tokens, now)
+                    self._busy[subject.name] = subject
                     self._touch(subject)
                 return Admission(subjects, tokens)
-            if not excess[1].is_unsure or self.ask is None or self._is_away:
+            subject, excess = found
+            if not excess.is_unsure or self.ask is None or self._is_away:
                 break
             for subject in subjects:
                 self._touch(subject)
             await self.ask()
-        raise _refusal(*excess)
+        raise _refusal(subject, excess)
 
     def admit_count(self, grant: KeyGrant) -> None:
         """Lets a request for a count of tokens pass: it takes nothing of the key's other limits.
@@ -98,6 +101,8 @@ class RateLimiter:
         now = self._clock()
         for subject in admission.subjects:
             subject.end(tokens - admission.tokens, now)
+            if not subject.own:
+                self._busy.pop(subject.name, None)
             self._touch(subject)
 
     def headers(self, admission: Admission, dialect: Dialect) -> list[tuple[str, str]]:
@@ -136,11 +141,15 @@ class RateLimiter:
             subject.split(self._workers, now)
             self._touch(subject)
 
+    @property
+    def is_busy(self) -> bool:
+        """True while limited requests are being served."""
+        return bool(self._busy)
+
     def touch_busy(self) -> None:
         """Has the others told again of all requests that are being served."""
-        for subject in self._subjects.values():
-            if subject.own:
-                self._touch(subject)
+        for subject in self._busy.values():
+            self._touch(subject)
 
     def _touch(self, subject: Subject) -> None:
         if self.ask is not None:

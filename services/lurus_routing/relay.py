@@ -41,6 +41,7 @@ from lurus_routing.outbox import Outbox
 from lurus_routing.outcome import Answered
 from lurus_routing.outgoing import Outgoing, peek_typed, take_first_possible
 from lurus_routing.plan import make_plan
+from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.release import Release, finished
 from lurus_routing.settlement import Settlement
 
@@ -55,7 +56,13 @@ class Relay:
     """Serves calls. What it needs comes as arguments; it owns only the calls that are live."""
 
     def __init__(
-        self, settings: Settings, session: ClientSession, keys: KeyTable, leases: Leases, outbox: Outbox
+        self,
+        settings: Settings,
+        session: ClientSession,
+        keys: KeyTable,
+        leases: Leases,
+        outbox: Outbox,
+        limiter: RateLimiter,
     ) -> None:
         self.catalog: Catalog | None = None
         self.health = Health()
@@ -64,6 +71,7 @@ class Relay:
         self._keys = keys
         self._leases = leases
         self._outbox = outbox
+        self._limiter = limiter
         self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
         self._held = HeldAnswers()
@@ -118,7 +126,7 @@ class Relay:
                 release = Release(
                     call, answered.body, answered.watcher, self._settings, self.health, self._settlement
                 )
-            yield _head(call, answered)
+            yield _head(call, answered, self._limits_left(call))
             if release is None:
                 yield RelayResponse(data=answered.body)
             else:
@@ -150,6 +158,8 @@ class Relay:
         if call.permit is not None:
             self.health.end(call.permit)
         self._settlement.settle(call)
+        if call.admission is not None:
+            self._limiter.end(call.admission, call.used_tokens())
 
     async def _answer(self, call: Call, typed: StreamChatRequest | None) -> Answered:
         """Returns an answer of which nothing has been released yet."""
@@ -159,6 +169,7 @@ class Relay:
         if peeked is None:
             dialect = check_incoming(request, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
+        await self._limit(call, counts_only)
         if peeked is None:
             peeked = call.peeked = peek(dialect, request.body, counts_only=counts_only)
         self._plan(call, peeked)
@@ -177,6 +188,21 @@ class Relay:
             call.note_release(len(answered.body))
             await self._settlement.settle_durably(call)
         return answered
+
+    async def _limit(self, call: Call, counts_only: bool) -> None:
+        """Lets a call begin if its key's and its account's rate limits do."""
+        if counts_only:
+            self._limiter.admit_count(call.grant)
+        else:
+            body_bytes = call.peeked.body_bytes if call.peeked else len(call.request.body)
+            call.admission = await self._limiter.admit(call.grant, body_bytes)
+
+    def _limits_left(self, call: Call) -> list[tuple[str, str]]:
+        """Headers that tell a client of its limits, if it has any."""
+        dialect = PATHS.get(call.request.path)
+        if call.admission is None or dialect is None:
+            return []
+        return self._limiter.headers(call.admission, dialect)
 
     def _plan(self, call: Call, peeked: Peek) -> None:
         """Fills in candidates and prices."""
@@ -258,9 +284,10 @@ def _estimate(call: Call, peeked: Peek) -> int:
     return cost(tokens, price.rates, candidate.cost_multiplier_ppm)
 
 
-def _head(call: Call, answered: Answered) -> RelayResponse:
+def _head(call: Call, answered: Answered, more: Sequence[tuple[str, str]]) -> RelayResponse:
     headers = [
-        Header(name=name, value=value.encode("latin-1", "replace")) for name, value in answered.headers
+        Header(name=name, value=value.encode("latin-1", "replace"))
+        for name, value in (*answered.headers, *more)
     ]
     head = RelayHead(
         status=answered.status,

@@ -18,8 +18,10 @@ from lurus_common.telemetry import Readiness
 from lurus_routing.follow import follow_keys, follow_providers, key_lookup, lease_request
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
+from lurus_routing.limit_exchange import shared_limits
 from lurus_routing.outbox import Outbox
 from lurus_routing.outbox_relay import OutboxRelay
+from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.relay import Relay
 from lurus_routing.servicer import RoutingServicer
 from lurus_routing.upstream import open_session
@@ -103,7 +105,9 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
         keys = KeyTable(settings.key_pepper, key_lookup(billing))
         leases = Leases(lease_request(billing), settings.worker_id, settings.lease_nano_usd)
         session = await stack.enter_async_context(open_session(settings.http_hosts()))
-        relay = Relay(settings, session, keys, leases, outbox)
+        limiter = RateLimiter(settings.gateway_workers, bool(settings.redis_url))
+        await stack.enter_async_context(shared_limits(settings, limiter))
+        relay = Relay(settings, session, keys, leases, outbox, limiter)
         await stack.enter_async_context(
             _background(
                 follow_keys(billing, keys),

@@ -205,6 +205,7 @@ def make_plan(
     settings = msgspec.structs.replace(
         settings,
         data_dir=str(data_dir.path),
+        gateway_workers=settings.gateway_workers if "gateway_workers" in given else workers,
         drain_seconds=settings.drain_seconds if "drain_seconds" in given else DRAIN_SECONDS,
         allowed_http_hosts=",".join(sorted(settings.http_hosts() | {_LOOPBACK})),
         **{f"{name}_port": number for name, number in ports.items()},
