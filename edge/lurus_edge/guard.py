@@ -1,9 +1,8 @@
 """The connection guard: what uvicorn lacks between the socket and the application.
 
 uvicorn has no deadline for a request that never becomes complete, and httptools
-is lenient about `Host`, sizes and transfer codings. ASGI sees neither, since an
-unfinished request never reaches the application. A running response is never
-touched from here: a refusal of what comes behind it waits until it is finished.
+is lenient about `Host`, sizes and transfer codings; ASGI sees neither. A running
+response is never touched from here: a refusal of what comes behind it waits.
 """
 
 import asyncio
@@ -26,6 +25,8 @@ from lurus_edge.refusals import Refusal, Refused
 
 # Chunk heads of one body, beside its payload: enough for 32 MiB in chunks of 256 bytes.
 CHUNK_OVERHEAD_BYTES = 1 << 20
+# Of answers that a client does not take; beyond, nothing more is read for it.
+UNSENT_BYTES = 16 << 10
 # Requests read ahead of a running response; what comes behind them is refused.
 PIPELINE_REQUESTS = 100
 
@@ -83,8 +84,7 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.ws_protocol_class = None
-        # Called when the client is gone; set by the application that answers. A task that waits for
-        # ASGI's disconnect message would cost 10 µs a request.
+        # Set by who answers, called when the client is gone: waiting for ASGI's message costs 10 µs more.
         self.on_lost: Callable[[], None] | None = None
         self._extensions: dict[str, Any] = {"lurus": {"connection": self}}
         self.url = b""
@@ -106,6 +106,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(UNSENT_BYTES)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -395,5 +396,5 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def guarded(limits: GuardLimits) -> type[GuardedProtocol]:
-    """Returns the protocol class for `uvicorn.Config(http=…)`, with `limits` in it."""
+    """Returns the protocol class for `uvicorn.Config(http=…)`."""
     return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from lurus_common.settings import SettingsError
 
 BACKLOG = 2048
+# What the kernel keeps for a client that does not read; by itself it grows to megabytes. Each
+# connection gets it from its listener.
+SEND_BYTES = 256 * 1024
 # Where inherited descriptors begin. Source: sd_listen_fds(3).
 FIRST_DESCRIPTOR = 3
 
@@ -20,6 +23,7 @@ def listen(host: str, port: int, share_port: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if share_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listener.bind(address)
         listener.listen(BACKLOG)
         listener.setblocking(False)

@@ -34,6 +34,10 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_INFERENCE_MESSAGE_BYTES = 48 * 1024 * 1024
 UNARY_DEADLINE_SECONDS = 15.0
 MAX_VIOLATIONS_SHOWN = 5
+# Of one connection. Beyond, a call waits in its client without a word, so inference has room for all
+# that an edge admits.
+MAX_STREAMS = 1_000
+MAX_INFERENCE_STREAMS = 16_000
 
 # Measured, see `reliability.md` §4.3 in the design notes: without bdp_probe=0 a
 # slow reader holds megabytes; ping_timeout, not keepalive_timeout, notices a dead peer.
@@ -54,7 +58,6 @@ _SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.max_concurrent_streams", 1_000),
 )
 
 
@@ -82,7 +85,12 @@ def make_server(
 ) -> grpc.aio.Server:
     """Returns a server; `share_port` lets several workers listen on one port."""
     maximum = MAX_INFERENCE_MESSAGE_BYTES if for_inference else MAX_MESSAGE_BYTES
-    options = (*_SERVER_OPTIONS, *_message_options(maximum), ("grpc.so_reuseport", int(share_port)))
+    options = (
+        *_SERVER_OPTIONS,
+        *_message_options(maximum),
+        ("grpc.max_concurrent_streams", MAX_INFERENCE_STREAMS if for_inference else MAX_STREAMS),
+        ("grpc.so_reuseport", int(share_port)),
+    )
     return grpc.aio.server(interceptors=list(interceptors), options=options)
 
 

@@ -1,9 +1,11 @@
 """Calls to providers: one pooled HTTP client per worker."""
 
 import io
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
@@ -23,6 +25,11 @@ MAX_BODY_BYTES = 40 * 1024 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 # Larger ones are written piece by piece, so that others get their turn.
 MAX_BODY_AT_ONCE_BYTES = 512 * 1024
+# What is read at once. Each stream whose client does not read holds some of these, in several hands.
+PIECE_BYTES = 16 * 1024
+# What the kernel takes from a provider that nobody reads, and thus the most that one read gives. By
+# itself it grows to megabytes, all of which are paid for. Enough for 1 MB a second at 100 ms.
+RECEIVE_BYTES = 96 * 1024
 OUR_OWN_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "content-type"})
 
 
@@ -43,16 +50,25 @@ async def open_session(http_hosts: frozenset[str]) -> AsyncIterator[ClientSessio
         limit_per_host=0,
         ttl_dns_cache=DNS_SECONDS,
         keepalive_timeout=KEEP_ALIVE_SECONDS,
+        socket_factory=_upstream_socket,
     )
     async with ClientSession(
         connector=connector,
         timeout=ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=OUR_OWN_HEADERS,
+        read_bufsize=PIECE_BYTES,
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
     ) as session:
         yield session
+
+
+def _upstream_socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    return made
 
 
 async def send(
@@ -126,7 +142,7 @@ async def read_error(response: ClientResponse, alarm: Alarm) -> bytes:
 
 
 async def read_chunk(response: ClientResponse, until: float, alarm: Alarm) -> bytes:
-    """Returns what has arrived; waits for it until `until` (monotonic); empty at the end.
+    """Returns what has arrived, or a piece of it; waits for it until `until` (monotonic); empty at the end.
 
     Raises:
         UpstreamTimeout: nothing came in time. What comes later is not lost: ask again.
@@ -134,7 +150,7 @@ async def read_chunk(response: ClientResponse, until: float, alarm: Alarm) -> by
     """
     try:
         with alarm.by(until):
-            return await response.content.readany()
+            return await response.content.read(PIECE_BYTES)
     except TimeoutError as error:
         raise UpstreamTimeout("the provider fell silent") from error
     except (aiohttp.ClientError, ValueError, RuntimeError) as error:

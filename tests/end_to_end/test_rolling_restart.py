@@ -50,7 +50,8 @@ def gateway_pids(mesh: Mesh) -> list[int]:
     return [row["pid"] for row in mesh.run()["processes"] if row["name"].startswith("gateway")]
 
 
-async def test_f18_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gateway) -> None:
+@pytest.mark.row("F18")
+async def test_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gateway) -> None:
     mesh = gateway.mesh
     before = gateway_pids(mesh)
     async with SteadyLoad.running(gateway, CALLERS, PAUSE_SECONDS) as load:
