@@ -6,6 +6,7 @@ a wake-up too many or too few loses nothing.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from lurus.billing.v1 import billing_pb2 as pb
@@ -13,6 +14,7 @@ from lurus_billing.key_store import START, KeyStore
 from lurus_common.errors import Overloaded
 
 POLL_SECONDS = 2.0
+HEARTBEAT_SECONDS = 10.0
 
 
 class KeyWatch:
@@ -39,17 +41,23 @@ class KeyWatch:
     async def responses(self) -> AsyncIterator[pb.WatchKeysResponse]:
         """Yields the key table in pages, the first of them as a snapshot, then changes as they come.
 
+        What follows the last page, or nothing for a while, says that all has been told.
+
         Raises:
             Overloaded: when the service stops.
             DependencyUnavailable: if PostgreSQL is away.
         """
-        position, is_snapshot = START, True
+        position, is_snapshot, is_told, told = START, True, False, time.monotonic()
         while not self._is_closing:
             # Taken before the read, so that a change during it ends the wait.
             changed = self._changed
             grants, position = await self._keys.grants_after(position)
-            if grants or is_snapshot:
-                yield pb.WatchKeysResponse(revision=position[0], is_snapshot=is_snapshot, grants=grants)
+            is_due = not is_told or time.monotonic() - told > HEARTBEAT_SECONDS
+            if grants or is_due:
+                is_told, told = not grants, time.monotonic()
+                yield pb.WatchKeysResponse(
+                    revision=position[0], is_snapshot=is_snapshot, grants=grants, is_complete=is_told
+                )
                 is_snapshot = False
             if not grants:
                 await _wait(changed)

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from lurus_common.life import Life
 from lurus_common.rpc import make_server, server_interceptors
 from lurus_common.settings import Settings
+from lurus_common.status import Status
 from lurus_common.telemetry import Readiness, ops_server
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ async def grpc_service(
     life: Life | None = None,
     drain_seconds: float = STOP_SECONDS,
     cut: Callable[[], None] = lambda: None,
+    status: Status | None = None,
 ) -> AsyncIterator[int]:
     """Serves gRPC with health and reflection, and the ops port; yields the gRPC port it got.
 
@@ -90,6 +92,7 @@ async def grpc_service(
         life: of the process.
         drain_seconds: how long calls may go on once nothing new is taken.
         cut: told to end the calls that are left then.
+        status: of the process, for the ops port.
     """
     life = life or Life()
     interceptors = server_interceptors(settings.admin_token, open_methods)
@@ -114,7 +117,7 @@ async def grpc_service(
         await asyncio.sleep(life.announce_seconds(settings))
         await _stop(server, drain_seconds, cut)
 
-    async with ops_server(settings.ops_host, ops_port(settings, port), problems):
+    async with ops_server(settings.ops_host, ops_port(settings, port), problems, status):
         log.info("serving %s on %s:%d", ", ".join(service_names), settings.host, bound)
         ending = asyncio.create_task(end(), name="end of the gRPC server")
         try:

@@ -24,6 +24,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Wait = Annotated[float, Meta(ge=0, le=86400)]
 Count = Annotated[int, Meta(ge=1)]
+Days = Annotated[float, Meta(ge=0, le=30 * 86400)]
 
 
 class SettingsError(Exception):
@@ -105,6 +106,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # What a lease is worth at most, and for how long.
     lease_nano_usd: Count = 1_000_000_000
     lease_seconds: Seconds = 60
+
+    # Without its sources a worker goes on for so long: with the keys that it knows, with what is left
+    # of a lease after its end, with the providers of the snapshot (0: for ever).
+    offline_key_seconds: Days = 86_400
+    offline_lease_seconds: Days = 86_400
+    offline_snapshot_seconds: Days = 0
 
     def http_hosts(self) -> frozenset[str]:
         """Hosts that may be called with plain http or on a private address."""

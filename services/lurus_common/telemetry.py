@@ -1,4 +1,4 @@
-"""Logs, metrics and the ops port: /health, /ready, /metrics."""
+"""Logs, metrics and the ops port: /health, /ready, /status, /metrics."""
 
 import json
 import logging
@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from lurus_common.status import Status
 
 # Answers why a process is not ready; an empty mapping means it is.
 Readiness = Callable[[], Awaitable[dict[str, str]]]
@@ -49,7 +51,9 @@ def exposition() -> bytes:
 
 
 @asynccontextmanager
-async def ops_server(host: str, port: int, readiness: Readiness) -> AsyncIterator[int]:
+async def ops_server(
+    host: str, port: int, readiness: Readiness, status: Status | None = None
+) -> AsyncIterator[int]:
     """Serves the ops port; yields the port it got. Loopback unless the settings say otherwise."""
 
     async def health(_: web.Request) -> web.Response:
@@ -60,11 +64,15 @@ async def ops_server(host: str, port: int, readiness: Readiness) -> AsyncIterato
         status = {"status": "not ready", "problems": problems} if problems else {"status": "ready"}
         return web.json_response(status, status=503 if problems else 200)
 
+    async def show_status(_: web.Request) -> web.Response:
+        return web.Response(text=(status or Status("")).json(), content_type="application/json")
+
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/health", health), web.get("/ready", ready), web.get("/metrics", metrics)])
+    handlers = {"/health": health, "/ready": ready, "/status": show_status, "/metrics": metrics}
+    app.add_routes([web.get(path, handler) for path, handler in handlers.items()])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

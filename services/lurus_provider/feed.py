@@ -27,6 +27,8 @@ POLL_SECONDS = 2.0
 TRUST_SECONDS = 3 * POLL_SECONDS
 RETRY_SECONDS = 0.5
 MAX_WATCHERS = 200
+# A stream that has nothing to tell says so this often, while PostgreSQL answers.
+HEARTBEAT_SECONDS = 10.0
 
 REVISION = Gauge(
     "lurus_provider_revision", "Revision of the last known change of providers, models or prices."
@@ -63,11 +65,19 @@ class KnownRevision:
         """Whether a commit of another process would be known by now, give or take a moment."""
         return time.monotonic() - self._confirm_time < TRUST_SECONDS
 
-    async def wait_for_other_than(self, seen: int) -> bool:
-        """Returns True once the revision is not `seen`, False once closed."""
-        while self.value == seen and not self._is_closed:
-            await self._changed.wait()
-        return not self._is_closed
+    def has_ended(self) -> bool:
+        """Whether all waits have ended for good."""
+        return self._is_closed
+
+    async def wait_for_other_than(self, seen: int, seconds: float) -> bool:
+        """Returns True once the revision is not `seen`, False after so long; at once if closed."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.value == seen and not self._is_closed:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         """Ends all waits."""
@@ -123,7 +133,13 @@ class Feed:
             self._known.note(message.revision)
             yield message
             seen = message.revision
-            while await self._known.wait_for_other_than(seen):
+            while not self._known.has_ended():
+                if not await self._known.wait_for_other_than(seen, HEARTBEAT_SECONDS):
+                    if self._known.is_certain:
+                        yield WatchProvidersResponse(revision=seen)
+                    continue
+                if self._known.has_ended():
+                    return
                 try:
                     message = await self._store.changes(seen)
                 except DependencyUnavailable:

@@ -6,7 +6,7 @@ service tells of a change.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -204,9 +204,25 @@ class CatalogBuilder:
         self._providers: dict[str, Provider] = {}
         self._models: dict[str, Model] = {}
         self._prices: dict[str, Price] = {}
+        self._revision = 0
+
+    def capture(self) -> Callable[[], bytes]:
+        """Returns what gives the whole set as one serialised `WatchProvidersResponse`, credentials sealed."""
+        rows = [*self._providers.values()], [*self._models.values()], [*self._prices.values()]
+        revision = self._revision
+
+        def serialise() -> bytes:
+            providers, models, prices = rows
+            whole = WatchProvidersResponse(
+                revision=revision, is_snapshot=True, providers=providers, models=models, prices=prices
+            )
+            return whole.SerializeToString()
+
+        return serialise
 
     def take(self, change: WatchProvidersResponse) -> Catalog:
         """Returns the catalog after a message of `WatchProviders`."""
+        self._revision = change.revision
         if change.is_snapshot:
             self._providers, self._models, self._prices = {}, {}, {}
         self._providers.update({provider.provider_id: provider for provider in change.providers})

@@ -8,6 +8,13 @@ reservations. While a lease is being replaced, requests go on being admitted
 from what is left of it and are paid from the next one; should billing then
 refuse, what was admitted in these milliseconds (never more than was left) is
 exceeded too. Without billing, the account's policy decides.
+
+What a lease lends is kept on disk, and what was spent of it follows from the
+outbox, so a worker that starts again goes on with what is left. It does so only
+while billing cannot be asked: a lease from disk serves, after its end too, as
+one does that has outlived an outage. Billing may have lent its rest anew by
+then, so per outage, worker and account what was left of one lease may be spent
+beyond the balance, and no more, however long the grace is.
 """
 
 import asyncio
@@ -16,6 +23,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
 
 from prometheus_client import Counter
 
@@ -34,8 +43,6 @@ REFUSAL_SECONDS = 1.0
 # After billing did not answer it is asked again so often, and nobody waits for it so long.
 OUTAGE_SECONDS = 1.0
 AWAY_SECONDS = 10.0
-# After its end a lease still serves this long while billing does not answer.
-GRACE_SECONDS = 30.0
 MIN_RESERVATION_NANO_USD = 1
 # One who waits is alone, so the second renewal covers it unless those who do not wait take that too.
 MAX_RENEWALS_AWAITED = 5
@@ -44,6 +51,9 @@ HAND_BACK_SECONDS = 3.0
 RENEWED = Counter(
     "lurus_lease_renewals", "Leases that billing was asked for, by what came of it.", ["outcome"]
 )
+
+# How many of the leases on disk are taken up at the start.
+MAX_RESTORED = 10_000
 
 AskLease = Callable[[billing_pb2.LeaseQuotaRequest], Awaitable[billing_pb2.LeaseQuotaResponse]]
 
@@ -58,6 +68,36 @@ class Reservation:
     cost_key: tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptLease:
+    """A lease on disk. Times are Unix nanoseconds; `spent_nano_usd` counts only when it is read."""
+
+    account_id: str
+    lease_id: str
+    granted_nano_usd: int
+    ask_time_ns: int
+    expire_time_ns: int
+    spent_nano_usd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLeases:
+    """Leases by account, and what requests have cost of late, by key id and model."""
+
+    leases: dict[str, KeptLease]
+    costs: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class LeaseStore(Protocol):
+    """Where leases are kept."""
+
+    def keep_lease(self, lease: KeptLease) -> None:
+        """Keeps the lease of an account, soon."""
+
+    def forget_lease(self, account_id: str) -> None:
+        """Forgets the lease of an account, soon."""
+
+
 @dataclass(slots=True, eq=False)
 class _Account:
     """What this worker holds of one account. Of a lease, granted = spent + reserved + remaining."""
@@ -68,6 +108,8 @@ class _Account:
     spent: int = 0
     reserved: int = 0
     expires: float = 0.0
+    # Until then it serves while billing cannot be asked.
+    serves_until: float = 0.0
     # Made, and spent by those that have ended, since the lease is being replaced.
     late: set[Reservation] = field(default_factory=set)
     late_spent: int = 0
@@ -105,18 +147,47 @@ class Leases:
         ask: calls `LeaseQuota`; raises LurusError if billing cannot tell.
         worker_id: who spends.
         amount_nano_usd: what to ask for at a time.
+        grace_seconds: for so long after its end a lease serves while billing does not answer.
+        store: keeps leases for the next start; None keeps none.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, ask: AskLease, worker_id: str, amount_nano_usd: int, clock: Callable[[], float] = time.monotonic
+        self,
+        ask: AskLease,
+        worker_id: str,
+        amount_nano_usd: int,
+        grace_seconds: float,
+        store: LeaseStore | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
         self._worker_id = worker_id
         self._amount = amount_nano_usd
+        self._grace_seconds = grace_seconds
+        self._store = store
         self._clock = clock
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._learned: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def restore(self, kept: KeptLeases) -> None:
+        """Takes up leases from disk, of accounts of which none is at hand.
+
+        Billing is asked all the same before they are used.
+        """
+        now, now_ns = self._clock(), time.time_ns()
+        for key, cost in islice(kept.costs.items(), MAX_LEARNED):
+            self._learned.setdefault(key, cost)
+        for lease in islice(kept.leases.values(), MAX_RESTORED):
+            account = self._account(lease.account_id)
+            if account.lease_id:
+                continue
+            account.lease_id, account.granted = lease.lease_id, lease.granted_nano_usd
+            account.spent = lease.spent_nano_usd
+            account.expires = now
+            # A clock that was set back must not lengthen its life.
+            left_ns = min(lease.expire_time_ns - now_ns, lease.expire_time_ns - lease.ask_time_ns)
+            account.serves_until = now + left_ns / 1e9 + self._grace_seconds
 
     async def reserve(
         self, account_id: str, policy: int, cost_key: tuple[str, str], estimate: int
@@ -181,7 +252,9 @@ class Leases:
         try:
             await self._ask(self._request(account, amount=0))
         except LurusError:
-            return
+            return  # it stays on disk: without billing the next start needs it
+        if self._store is not None:
+            self._store.forget_lease(account.account_id)
 
     def _account(self, account_id: str) -> _Account:
         account = self._accounts.get(account_id)
@@ -225,7 +298,7 @@ class Leases:
     def _go_on_without(self, account: _Account, policy: int, amount: int, now: float) -> None:
         if policy == billing_pb2.OFFLINE_POLICY_OPEN:
             return
-        in_grace = bool(account.lease_id) and now < account.expires + GRACE_SECONDS
+        in_grace = bool(account.lease_id) and now < account.serves_until
         if policy != billing_pb2.OFFLINE_POLICY_CLOSED and in_grace and account.remaining >= amount:
             return
         raise AccountingUnavailable("the balance cannot be checked now", retry_after_seconds=5)
@@ -271,6 +344,8 @@ class Leases:
     def _take(self, account: _Account, lease: billing_pb2.LeaseQuotaResponse, sent: float) -> None:
         account.lease_id, account.granted = lease.lease_id, lease.amount_nano_usd
         account.expires = sent + lease.lifetime_milliseconds / 1000
+        account.serves_until = account.expires + self._grace_seconds
+        self._keep(account, sent)
         account.spent = account.late_spent if lease.lease_id else 0
         account.reserved = 0
         for reservation in account.late if lease.lease_id else ():
@@ -280,6 +355,20 @@ class Leases:
         account.refusal = lease if lease.refusal_reason else None
         if lease.amount_nano_usd < self._amount:
             account.content_until = self._clock() + REFUSAL_SECONDS
+
+    def _keep(self, account: _Account, sent: float) -> None:
+        if self._store is None:
+            return
+        if not account.lease_id:
+            self._store.forget_lease(account.account_id)
+            return
+        ask_time_ns = time.time_ns() - int((self._clock() - sent) * 1e9)
+        lifetime_ns = int((account.expires - sent) * 1e9)
+        self._store.keep_lease(
+            KeptLease(
+                account.account_id, account.lease_id, account.granted, ask_time_ns, ask_time_ns + lifetime_ns
+            )
+        )
 
 
 def _refusal(account: _Account, required: int) -> LurusError:

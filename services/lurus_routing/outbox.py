@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common.bus import subject_of
 from lurus_common.errors import AccountingUnavailable
 from lurus_routing import outbox_file
+from lurus_routing.leases import KeptLease, KeptLeases
 from lurus_routing.outbox_file import FINAL, OutboxLocked
 
 log = logging.getLogger(__name__)
@@ -40,9 +42,15 @@ RETRY_SECONDS = 0.5
 ADOPT_SECONDS = 5.0
 MAX_FINALS_WAITING = 10_000
 MAX_READY_ROWS = 2_048
+WARN_RATIO = 0.8
+OLD_SECONDS = 30.0
 
 UNSENT = Gauge("lurus_outbox_unsent_events", "Final usage events that the bus does not have yet.")
 LIVE = Gauge("lurus_outbox_intents", "Requests whose provider was called and whose end is not known yet.")
+FILL = Gauge(
+    "lurus_outbox_fill_ratio", "Unsent events by those that there is room for; at 1 requests are refused."
+)
+OLDEST = Gauge("lurus_outbox_oldest_seconds", "For how long the event that is sent next has waited.")
 WAITING = Gauge("lurus_outbox_waiting_events", "Final usage events that are not on disk yet.")
 RECOVERED = Counter("lurus_outbox_recovered_events", "Intents of a dead worker that became estimated events.")
 WRITE_FAILURES = Counter("lurus_outbox_write_failures", "Transactions of the outbox that failed.")
@@ -58,6 +66,10 @@ _STATEMENT_ROWS = (64, 16, 4, 1)
 _CHECKPOINT = "UPDATE usage SET payload = ?, change_time = unixepoch() WHERE request_id = ? AND state = 0"
 _MARK_SENT = "UPDATE usage SET state = 2, change_time = unixepoch() WHERE request_id = ? AND state = 1"
 _UNSENT = "SELECT request_id, subject, payload FROM usage WHERE state = 1 ORDER BY request_id LIMIT ?"
+_PUT_LEASE = "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?)"
+_DROP_LEASE = "DELETE FROM lease WHERE account_id = ?"
+# Of the event that is sent next, when it became final: later than its id for a long stream.
+_OLDEST = "SELECT change_time FROM usage WHERE state = 1 ORDER BY request_id LIMIT 1"
 _FORGET = "DELETE FROM usage WHERE state = 2 AND change_time < ?"
 
 Row: TypeAlias = tuple[str, str, bytes]
@@ -97,6 +109,10 @@ class Outbox:
         self._waiting_count = 0
         self._broken = ""
         self._is_closed = False
+        self._oldest_seconds = 0.0
+        self._warned = ""
+        # What was lent to this worker before it started.
+        self.kept_leases = KeptLeases({})
         # What waits for the bus, unless there is more of it on disk.
         self._ready: deque[Row] = deque()
         self._reads_disk = True
@@ -110,6 +126,7 @@ class Outbox:
         outbox_file.adopt_orphans(self._path, self._worker_id)
         recovered = outbox_file.recover(self._database, self._worker_id)
         RECOVERED.inc(recovered)
+        self.kept_leases = outbox_file.kept_leases(self._database)
         self._unsent_count = outbox_file.count(self._database, FINAL)
         self._reads_disk = self._unsent_count > 0
         UNSENT.set(self._unsent_count)
@@ -148,6 +165,60 @@ class Outbox:
     def is_full(self) -> bool:
         """Whether there is no room for another event."""
         return self._unsent_count >= self._max_rows or self._waiting_count >= MAX_FINALS_WAITING
+
+    @property
+    def fill_ratio(self) -> float:
+        """Unsent events by those that there is room for."""
+        return self._unsent_count / self._max_rows
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the event that is sent next has waited, as of the last look."""
+        return self._oldest_seconds
+
+    @property
+    def warning(self) -> str:
+        """What somebody should look at before it becomes a problem; empty if nothing."""
+        if self.is_full:
+            return "it is full: requests are refused"
+        if self.fill_ratio >= WARN_RATIO:
+            return f"it is {self.fill_ratio:.0%} full; at 100% requests are refused"
+        if self._oldest_seconds > OLD_SECONDS:
+            return f"an event has waited for {self._oldest_seconds:.0f} s"
+        return ""
+
+    async def look(self) -> None:
+        """Brings its age and its warnings up to date; to be called about once a second."""
+        found = None
+        if self._unsent_count:
+            with suppress(sqlite3.Error):
+                found = await self._ask(lambda database: database.execute(_OLDEST).fetchone())
+        self._oldest_seconds = max(0.0, time.time() - found[0]) if found else 0.0
+        OLDEST.set(self._oldest_seconds)
+        FILL.set(self.fill_ratio)
+        self._warn_once()
+
+    def _warn_once(self) -> None:
+        """Logs each kind of warning when it begins."""
+        kind = "full" if self.fill_ratio >= WARN_RATIO else "old" if self.warning else ""
+        if kind and kind != self._warned:
+            log.warning("the outbox: %s", self.warning)
+        self._warned = kind
+
+    def keep_lease(self, lease: KeptLease) -> None:
+        """Keeps the lease of an account, soon; nobody waits for it."""
+        row = (
+            lease.account_id,
+            lease.lease_id,
+            lease.granted_nano_usd,
+            lease.ask_time_ns,
+            lease.expire_time_ns,
+        )
+        self._operations.put((lambda database: database.execute(_PUT_LEASE, row), _ignore))
+
+    def forget_lease(self, account_id: str) -> None:
+        """Forgets the lease of an account, soon; nobody waits for it."""
+        self._operations.put((lambda database: database.execute(_DROP_LEASE, (account_id,)), _ignore))
 
     async def intend(self, event: UsageEvent) -> None:
         """Makes an intent durable, before a provider is called.
@@ -234,7 +305,7 @@ class Outbox:
         sent = set(request_ids)
         self._ready = deque(row for row in self._ready if row[0] not in sent)
 
-    async def look_after_orphans(self) -> None:
+    async def look_after_orphans(self, take_leases: Callable[[KeptLeases], None]) -> None:
         """Takes over what workers leave that end while this one runs, until cancelled."""
         while True:
             await asyncio.sleep(ADOPT_SECONDS)
@@ -243,12 +314,13 @@ class Outbox:
             except OSError as error:
                 log.warning("the outboxes of other workers cannot be looked at: %s", error)
                 continue
-            if adopted:
-                self._unsent_count += adopted
+            if adopted.event_count:
+                self._unsent_count += adopted.event_count
                 UNSENT.set(self._unsent_count)
                 self._ready.clear()
                 self._reads_disk = True
                 self.has_news.set()
+            take_leases(adopted.leases)
 
     async def forget_old(self) -> None:
         """Deletes events that were sent long ago."""
@@ -356,6 +428,11 @@ def _resolve(future: "asyncio.Future[Any]", result: Any, error: Exception | None
         future.set_result(result)
     else:
         future.set_exception(error)
+
+
+def _ignore(_: Any, error: Exception | None) -> None:
+    if error is not None:
+        log.warning("a lease is not kept for the next start: %s", error)
 
 
 def _tell(outcomes: Sequence[Outcome]) -> None:

@@ -1,4 +1,4 @@
-"""The file of an outbox: its schema, its lock, and what dead workers left in it."""
+"""The file of an outbox: its schema, its lock, what dead workers left in it, and the leases it pays from."""
 
 import fcntl
 import logging
@@ -6,17 +6,26 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from google.protobuf.message import DecodeError
+from ulid import ULID
 
 from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_routing.leases import KeptLease, KeptLeases
 
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 5.0
+# A start does not read more of them to learn what was spent of a lease: some seconds' worth.
+MAX_SCANNED_ROWS = 500_000
+_ADOPT_LEASE = "INSERT OR IGNORE INTO lease VALUES (?, ?, ?, ?, ?)"
+# A request gets its id some time before it is admitted, at most.
+_ADMISSION_NS = 60 * 1_000_000_000
+_ULID_TIME_CHARACTERS = 10
 INTENT, FINAL, SENT = 0, 1, 2
 
 _SCHEMA = """
@@ -28,6 +37,13 @@ CREATE TABLE IF NOT EXISTS usage (
     change_time INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS usage_by_state ON usage (state, request_id);
+CREATE TABLE IF NOT EXISTS lease (
+    account_id TEXT PRIMARY KEY,
+    lease_id TEXT NOT NULL,
+    granted_nano_usd INTEGER NOT NULL,
+    ask_time_ns INTEGER NOT NULL,
+    expire_time_ns INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -77,13 +93,21 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def adopt_orphans(own_path: Path, worker_id: str) -> int:
-    """Takes over the rows of workers that are gone, each file by exactly one adopter; returns how many.
+@dataclass(slots=True)
+class Adopted:
+    """What was taken over of workers that are gone."""
+
+    event_count: int = 0
+    leases: KeptLeases = field(default_factory=lambda: KeptLeases({}))
+
+
+def adopt_orphans(own_path: Path, worker_id: str) -> Adopted:
+    """Takes over the rows of workers that are gone, each file by exactly one adopter.
 
     What such a worker was still doing becomes an estimated final event. What it had sent stays beside
     us for an audit. Waits for nobody; it may run beside the worker's own writes.
     """
-    adopted = 0
+    adopted = Adopted()
     for path in sorted(own_path.parent.glob("outbox-*.db")):
         if path == own_path:
             continue
@@ -93,20 +117,24 @@ def adopt_orphans(own_path: Path, worker_id: str) -> int:
             continue
         with held:
             try:
-                adopted += _adopt(own_path, path, worker_id)
+                _adopt(own_path, path, worker_id, adopted)
             except sqlite3.Error as error:
                 log.critical("%s cannot be adopted and waits for a person: %s", path.name, error)
     return adopted
 
 
-def _adopt(own_path: Path, path: Path, worker_id: str) -> int:
+def _adopt(own_path: Path, path: Path, worker_id: str, adopted: Adopted) -> None:
     if not path.exists():
-        return 0  # another one was quicker
+        return  # another one was quicker
     with closing(_open(path)) as orphan:
         rows = orphan.execute("SELECT * FROM usage WHERE state < 2").fetchall()
-        if rows:
+        lent = kept_leases(orphan)
+        if rows or lent.leases:
             finals = [_final(row, worker_id) for row in rows]
             with closing(_open(own_path)) as database:
+                # First: whoever dies in between has lost a lease, not lent it twice.
+                orphan.execute("DELETE FROM lease")
+                _write_all(database, _ADOPT_LEASE, [_lease_row(lease) for lease in lent.leases.values()])
                 _write_all(database, "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)", finals)
             orphan.execute("DELETE FROM usage WHERE state < 2")
         has_sent = count(orphan, SENT) > 0
@@ -115,7 +143,15 @@ def _adopt(own_path: Path, path: Path, worker_id: str) -> int:
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     log.info("adopted %d events of %s", len(rows), path.name)
-    return len(rows)
+    adopted.event_count += len(rows)
+    adopted.leases.leases.update(lent.leases)
+    adopted.leases.costs.update(lent.costs)
+
+
+def _lease_row(lease: KeptLease) -> tuple[str, str, int, int, int]:
+    """Returns what is left of another worker's lease, as a lease that was asked for now."""
+    left = max(0, lease.granted_nano_usd - lease.spent_nano_usd)
+    return lease.account_id, lease.lease_id, left, time.time_ns(), lease.expire_time_ns
 
 
 def _final(row: tuple[str, int, str, bytes, int], worker_id: str) -> tuple[str, int, str, bytes, int]:
@@ -163,6 +199,49 @@ def _estimated(payload: bytes, worker_id: str) -> bytes:
     event.error_reason = "INTERNAL"
     event.worker_id = worker_id
     return event.SerializeToString()
+
+
+def kept_leases(database: sqlite3.Connection) -> KeptLeases:
+    """Returns the leases of this worker, each with what its requests have cost since it was asked for.
+
+    Requests of the same moment that another lease pays count too: rather too much
+    is taken for spent. None are returned if there are too many requests to look at.
+    What is left of them goes to whoever adopts the file.
+    """
+    rows = database.execute("SELECT * FROM lease").fetchall()
+    found = KeptLeases({row[0]: KeptLease(*row) for row in rows})
+    if not rows:
+        return found
+    oldest = min(lease.ask_time_ns for lease in found.leases.values())
+    events = database.execute(
+        "SELECT payload FROM usage WHERE request_id >= ? ORDER BY request_id LIMIT ?",
+        (_id_at(oldest - _ADMISSION_NS), MAX_SCANNED_ROWS + 1),
+    )
+    for number, (payload,) in enumerate(events):
+        if number == MAX_SCANNED_ROWS:
+            log.warning("too many requests to tell what is left of %d leases: they are dropped", len(rows))
+            return KeptLeases({})
+        _count_spent(found, payload)
+    return found
+
+
+def _count_spent(found: KeptLeases, payload: bytes) -> None:
+    try:
+        event = UsageEvent.FromString(payload)
+    except DecodeError:
+        return
+    lease = found.leases.get(event.account_id)
+    if lease is None or not event.cost_nano_usd:
+        return
+    found.costs[event.key_id, event.model] = event.cost_nano_usd
+    if event.lease_id == lease.lease_id or event.request_id >= _id_at(lease.ask_time_ns):
+        spent = lease.spent_nano_usd + event.cost_nano_usd
+        found.leases[event.account_id] = replace(lease, spent_nano_usd=spent)
+
+
+def _id_at(time_ns: int) -> str:
+    """Returns what sorts before every request id made from that moment on."""
+    return f"req_{str(ULID.from_timestamp(max(0, time_ns) // 1_000_000))[:_ULID_TIME_CHARACTERS]}"
 
 
 def count(database: sqlite3.Connection, state: int) -> int:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 _AWAY = (NatsError, OSError, TimeoutError, sqlite3.Error, bus.StreamMismatch)
 
 BATCH_EVENTS = 256
+BACKLOG_EVENTS = 4 * BATCH_EVENTS
+# With a backlog: small batches, so that the loop serves others in between, and half the time for them.
+CATCH_UP_EVENTS = 64
+CATCH_UP_SHARE = 0.5
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 # Lets events gather, so that a busy worker does not publish and mark them one by one.
@@ -42,6 +46,7 @@ class OutboxRelay:
         self._worker_id = worker_id
         self._blocked_since: float | None = None
         self._is_urgent = asyncio.Event()
+        self._client: Client | None = None
 
     @property
     def problem(self) -> str:
@@ -50,10 +55,15 @@ class OutboxRelay:
             return ""
         return f"the bus has taken nothing for {time.monotonic() - self._blocked_since:.0f} s"
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the bus answers, as far as anybody can tell without asking it."""
+        return self._client is not None and self._client.is_connected
+
     async def run(self) -> None:
         """Publishes until cancelled."""
         async with AsyncExitStack() as stack:
-            client = await self._connect(stack)
+            client = self._client = await self._connect(stack)
             with suppress(*_AWAY):  # the first event will tell
                 await bus.ensure_stream(client.jetstream())
             wait_seconds = FIRST_RETRY_SECONDS
@@ -98,22 +108,35 @@ class OutboxRelay:
                 raise
 
     async def _drain(self, client: Client) -> None:
+        """Publishes all there is; as long as a backlog shrinks, it takes no more than half of the time."""
+        while True:
+            begin, before = time.monotonic(), self._outbox.unsent_count
+            is_behind = before > BACKLOG_EVENTS and not self._is_urgent.is_set()
+            if not await self._publish_some(client, CATCH_UP_EVENTS if is_behind else BATCH_EVENTS):
+                return
+            if is_behind and self._outbox.unsent_count < before:
+                took = time.monotonic() - begin
+                await asyncio.sleep(took * (1 - CATCH_UP_SHARE) / CATCH_UP_SHARE)
+
+    async def _publish_some(self, client: Client, limit: int) -> bool:
+        """Publishes the next events and marks those that the bus has; returns whether there were any."""
+        rows = await self._outbox.unsent(limit)
+        if not rows:
+            return False
         jetstream = client.jetstream()
-        while rows := await self._outbox.unsent(BATCH_EVENTS):
-            acks = await asyncio.gather(
-                *(bus.publish(jetstream, request_id, subject, event) for request_id, subject, event in rows),
-                return_exceptions=True,
-            )
-            stored = [
-                row[0] for row, ack in zip(rows, acks, strict=True) if not isinstance(ack, BaseException)
-            ]
-            if stored:
-                await self._outbox.mark_sent(stored)
-                PUBLISHED.inc(len(stored))
-            failures = [ack for ack in acks if isinstance(ack, BaseException)]
-            if failures:
-                await self._raise(client, failures)
-            self._note_success()
+        acks = await asyncio.gather(
+            *(bus.publish(jetstream, request_id, subject, event) for request_id, subject, event in rows),
+            return_exceptions=True,
+        )
+        stored = [row[0] for row, ack in zip(rows, acks, strict=True) if not isinstance(ack, BaseException)]
+        if stored:
+            await self._outbox.mark_sent(stored)
+            PUBLISHED.inc(len(stored))
+        failures = [ack for ack in acks if isinstance(ack, BaseException)]
+        if failures:
+            await self._raise(client, failures)
+        self._note_success()
+        return True
 
     async def _raise(self, client: Client, failures: list[BaseException]) -> None:
         """A bus that came back empty has no stream: make it, then try again like after any failure."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from aiohttp import ClientSession
 
@@ -65,6 +65,8 @@ class Relay:
         limiter: RateLimiter,
     ) -> None:
         self.catalog: Catalog | None = None
+        # Nobody has confirmed it for longer than the settings allow.
+        self.is_catalog_too_old = False
         self.health = Health()
         self._builder = CatalogBuilder(settings)
         self._settings = settings
@@ -89,6 +91,10 @@ class Relay:
         for provider in change.providers:
             for credential in provider.credentials:
                 self.health.forget_bench((provider.provider_id, credential.credential_id))
+
+    def capture_providers(self) -> Callable[[], bytes]:
+        """Returns what gives all that the provider service has told, as one serialised message."""
+        return self._builder.capture()
 
     def serve(self, request: RelayRequest) -> AsyncIterator[RelayResponse]:
         """Gives the answer: head, data, end.
@@ -208,7 +214,7 @@ class Relay:
         """Fills in candidates and prices."""
         if call.grant.allowed_models and not matching.allows(call.grant.allowed_models, peeked.model):
             raise ModelForbidden("this key may not use this model", model=peeked.model)
-        if self.catalog is None:
+        if self.catalog is None or self.is_catalog_too_old:
             raise DependencyUnavailable(
                 "the providers are not known yet", dependency="provider", retry_after_seconds=2
             )

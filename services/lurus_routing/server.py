@@ -1,7 +1,7 @@
 """Builds the routing service: on the wire, or in process for a gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,17 +14,13 @@ from lurus_common.life import Life
 from lurus_common.rpc import open_channel, server_interceptors
 from lurus_common.serving import grpc_service
 from lurus_common.settings import Settings
-from lurus_common.telemetry import Readiness
-from lurus_routing.follow import follow_keys, follow_providers, key_lookup, lease_request
-from lurus_routing.keys import KeyTable
-from lurus_routing.leases import Leases
+from lurus_routing.follow import follow_keys, follow_providers
 from lurus_routing.limit_exchange import shared_limits
 from lurus_routing.outbox import Outbox
-from lurus_routing.outbox_relay import OutboxRelay
 from lurus_routing.rate_limiter import RateLimiter
-from lurus_routing.relay import Relay
 from lurus_routing.servicer import RoutingServicer
 from lurus_routing.upstream import open_session
+from lurus_routing.worker import Worker
 
 if TYPE_CHECKING:  # the async stubs exist for the type checker only
     from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
@@ -34,7 +30,6 @@ SERVICE = "lurus.routing.v1.RoutingService"
 # These check an API key themselves.
 _KEY_METHODS = ("Relay", "StreamChat", "CompleteChat", "CountTokens", "ListModels")
 OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in _KEY_METHODS)
-FLUSH_SECONDS = 3.0
 # Behind an edge in the same process: that ends its own calls first.
 EDGE_SECONDS = 5.0
 
@@ -65,8 +60,7 @@ async def routing_in_process(
 
 class _Routing(NamedTuple):
     servicer: RoutingServicer
-    readiness: Readiness
-    cut: Callable[[], None]
+    worker: Worker
 
 
 def _wire(settings: Settings, routing: _Routing, life: Life, drain_seconds: float) -> Any:
@@ -75,13 +69,14 @@ def _wire(settings: Settings, routing: _Routing, life: Life, drain_seconds: floa
         settings.routing_port,
         [SERVICE],
         lambda server: add_RoutingServiceServicer_to_server(routing.servicer, server),
-        routing.readiness,
+        routing.worker.readiness,
         open_methods=OPEN_METHODS,
         for_inference=True,
         share_port=True,
         life=life,
         drain_seconds=drain_seconds,
-        cut=routing.cut,
+        cut=routing.worker.relay.cut,
+        status=routing.worker.status,
     )
 
 
@@ -101,32 +96,26 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
         outbox = await stack.enter_async_context(
             Outbox(Path(settings.data_dir) / "outbox", settings.worker_id, settings.max_outbox_rows)
         )
-        publisher = OutboxRelay(outbox, settings.nats_url, settings.worker_id)
-        keys = KeyTable(settings.key_pepper, key_lookup(billing))
-        leases = Leases(lease_request(billing), settings.worker_id, settings.lease_nano_usd)
         session = await stack.enter_async_context(open_session(settings.http_hosts()))
         limiter = RateLimiter(settings.gateway_workers, bool(settings.redis_url))
         await stack.enter_async_context(shared_limits(settings, limiter))
-        relay = Relay(settings, session, keys, leases, outbox, limiter)
+        worker = Worker(settings, session, outbox, billing, limiter)
+        worker.restore()
         await stack.enter_async_context(
             _background(
-                follow_keys(billing, keys),
-                follow_providers(provider, relay.take_providers),
-                publisher.run(),
-                outbox.look_after_orphans(),
-                relay.tend(),
+                follow_keys(billing, worker.keys),
+                follow_providers(provider, worker.providers),
+                worker.keys.keeper.run(),
+                worker.providers.keeper.run(),
+                worker.publisher.run(),
+                worker.look_after_orphans(),
+                worker.relay.tend(),
+                worker.watch_itself(),
             )
         )
-        stack.push_async_callback(publisher.flush, FLUSH_SECONDS)
-        stack.push_async_callback(leases.hand_back)
-        stack.push_async_callback(relay.stop)
-
-        async def readiness() -> dict[str, str]:
-            # A store that is away does not make the data plane unready.
-            problems = {} if relay.catalog else {"providers": "not known yet"}
-            return {**problems, **({"outbox": outbox.problem} if outbox.problem else {})}
-
-        yield _Routing(RoutingServicer(relay, keys, settings.admin_token), readiness, relay.cut)
+        stack.push_async_callback(worker.stop)
+        servicer = RoutingServicer(worker.relay, worker.table, settings.admin_token, worker.status)
+        yield _Routing(servicer, worker)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus_common import matching
 from lurus_common.errors import DependencyUnavailable, NotBuiltYet, NotFound
 from lurus_common.rpc import bearer_token
+from lurus_common.status import Status
 from lurus_dialects.translation import DIALECTS
 from lurus_routing import typed_calls
 from lurus_routing.breaker import State
@@ -34,10 +35,11 @@ _BREAKER_STATES = {
 class RoutingServicer(RoutingServiceServicer):
     """Messages in, one call, messages out."""
 
-    def __init__(self, relay: Relay, keys: KeyTable, admin_token: str) -> None:
+    def __init__(self, relay: Relay, keys: KeyTable, admin_token: str, status: Status) -> None:
         self._relay = relay
         self._keys = keys
         self._admin_token = admin_token
+        self._status = status
 
     def Relay(self, request: pb.RelayRequest, context: Any) -> AsyncIterator[pb.RelayResponse]:
         # Handed on, not looped over: who closes it closes the call itself.
@@ -84,6 +86,9 @@ class RoutingServicer(RoutingServiceServicer):
         self, request: chat_pb2.CountTokensRequest, context: Any
     ) -> chat_pb2.CountTokensResponse:
         return await typed_calls.count_tokens(self._relay, request.request, bearer_token(context))
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        return self._status.message()
 
     async def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Any

@@ -121,7 +121,7 @@ class ScriptedBilling(BillingServiceServicer):
     async def WatchKeys(
         self, request: billing_pb2.WatchKeysRequest, context: Any
     ) -> AsyncIterator[billing_pb2.WatchKeysResponse]:
-        first = billing_pb2.WatchKeysResponse(is_snapshot=True, grants=self.grants.values())
+        first = billing_pb2.WatchKeysResponse(is_snapshot=True, grants=self.grants.values(), is_complete=True)
         async for message in self._watchers.follow(first):
             yield message
 

@@ -9,7 +9,7 @@ import pytest
 
 from lurus.usage.v1 import usage_pb2
 from lurus_common.settings import Settings
-from lurus_routing import server
+from lurus_routing import worker
 from lurus_routing.relay import Relay
 from tests.support.scripted_upstream import Exchange, silent, stream
 
@@ -210,7 +210,7 @@ class Insides:
 @pytest.fixture
 async def insides(monkeypatch: pytest.MonkeyPatch) -> Insides:
     insides = Insides()
-    monkeypatch.setattr(server, "Relay", insides.capture)
+    monkeypatch.setattr(worker, "Relay", insides.capture)
     return insides
 
 

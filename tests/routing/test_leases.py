@@ -68,7 +68,7 @@ class Clock:
 
 def make(balance: int, lease: int = 100) -> tuple[Leases, Bank, Clock]:
     bank, clock = Bank(balance), Clock()
-    return Leases(bank.ask, "worker", lease, clock), bank, clock
+    return Leases(bank.ask, "worker", lease, 30.0, clock=clock), bank, clock
 
 
 class TestReserve:
@@ -189,7 +189,7 @@ class LeaseMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.bank, self.clock = Bank(self.BALANCE), Clock()
-        self.leases = Leases(self.bank.ask, "worker", 100, self.clock)
+        self.leases = Leases(self.bank.ask, "worker", 100, 30.0, clock=self.clock)
         self.live: list[Reservation] = []
         self.pending: list[asyncio.Task[Reservation]] = []
         # What requests cost, and by how much they went beyond what they had reserved.

@@ -28,7 +28,7 @@ from lurus_common.ids import new_id
 from lurus_common.settings import Settings, to_environment
 from lurus_routing import outbox as outbox_module
 from lurus_routing import outbox_relay
-from lurus_routing import server as server_module
+from lurus_routing import worker as worker_module
 from lurus_routing.outbox import Outbox
 from lurus_routing.outbox_file import OutboxLocked
 from lurus_switch.embedded import DataDir, EmbeddedBackends
@@ -328,7 +328,7 @@ class TestInService:
     async def test_a_full_outbox_stops_calls(
         self, monkeypatch: pytest.MonkeyPatch, make_rig: MakeRig
     ) -> None:
-        monkeypatch.setattr(server_module, "FLUSH_SECONDS", 0.1)
+        monkeypatch.setattr(worker_module, "FLUSH_SECONDS", 0.1)
         rig = await make_rig(nats_url="nats://127.0.0.1:1", max_outbox_rows=3)
         rig.upstream.script = plain(plain_answer(ANTHROPIC))
         for _ in range(3):

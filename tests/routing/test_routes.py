@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -175,7 +176,8 @@ class TestReadiness:
                 raise ValueError("a row that makes no sense")
             taken.append(number)
 
-        following = asyncio.create_task(follow._follow("rows", Call, take))
+        source = SimpleNamespace(take=take, fail=lambda problem: None)
+        following = asyncio.create_task(follow._follow("rows", Call, source))
         await until(lambda: taken.count(-1) == 2)
         following.cancel()
         assert taken[:4] == [0, -1, 0, -1]

@@ -1223,10 +1223,15 @@ class WatchKeysResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     IS_SNAPSHOT_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
+    IS_COMPLETE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Grows with every change."""
     is_snapshot: _builtins.bool
     """True if this is the first message of a whole table: forget everything before."""
+    is_complete: _builtins.bool
+    """True if with this message the table is whole: everything committed before it has been told. While nothing
+    changes it comes again every 10 s, without grants, as a sign of life.
+    """
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyGrant]:
         """New or changed; a revoked key stays in the table as revoked."""
@@ -1237,10 +1242,11 @@ class WatchKeysResponse(_message.Message):
         revision: _builtins.int = ...,
         is_snapshot: _builtins.bool = ...,
         grants: _abc.Iterable[Global___KeyGrant] | None = ...,
+        is_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "is_snapshot", b"is_snapshot", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "is_complete", b"is_complete", "is_snapshot", b"is_snapshot", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1714,7 +1714,8 @@ Global___WatchProvidersRequest: _TypeAlias = WatchProvidersRequest  # noqa: Y015
 @_typing.final
 class WatchProvidersResponse(_message.Message):
     """The whole set, or what changed. Every message with `is_snapshot` replaces
-    everything before; the others only what they name.
+    everything before; the others only what they name. While nothing changes and
+    the store answers, a message that names nothing comes every 10 s as a sign of life.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

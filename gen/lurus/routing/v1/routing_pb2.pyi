@@ -50,6 +50,34 @@ BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
 """One call at a time passes, as a probe."""
 Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
 
+class _Mode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODE_UNSPECIFIED: _Mode.ValueType  # 0
+    """Not stated."""
+    MODE_ONLINE: _Mode.ValueType  # 1
+    """All is well."""
+    MODE_DEGRADED: _Mode.ValueType  # 2
+    """It works, and somebody should look."""
+    MODE_OFFLINE: _Mode.ValueType  # 3
+    """It does not answer; the process goes on with what it knows."""
+
+class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+    """How something is that a process depends on."""
+
+MODE_UNSPECIFIED: Mode.ValueType  # 0
+"""Not stated."""
+MODE_ONLINE: Mode.ValueType  # 1
+"""All is well."""
+MODE_DEGRADED: Mode.ValueType  # 2
+"""It works, and somebody should look."""
+MODE_OFFLINE: Mode.ValueType  # 3
+"""It does not answer; the process goes on with what it knows."""
+Global___Mode: _TypeAlias = Mode  # noqa: Y015
+
 @_typing.final
 class Header(_message.Message):
     """One HTTP header. Order and repeats count."""
@@ -571,3 +599,104 @@ class WatchRoutesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRoutesResponse: _TypeAlias = WatchRoutesResponse  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
+    """Asks how a worker is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetStatusResponse(_message.Message):
+    """A process and what it depends on. It names no secret, no key and no account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    process: _builtins.str
+    """The process: of the gateway, its worker id."""
+    mode: Global___Mode.ValueType
+    """The worst of its dependencies' modes, but never OFFLINE: a worker that answers goes on without them."""
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___DependencyStatus]:
+        """In a fixed order."""
+
+    def __init__(
+        self,
+        *,
+        process: _builtins.str = ...,
+        mode: Global___Mode.ValueType = ...,
+        dependencies: _abc.Iterable[Global___DependencyStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependencies", b"dependencies", "mode", b"mode", "process", b"process"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DependencyStatus(_message.Message):
+    """One thing that a process depends on, as that process sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    SUCCESS_TIME_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    BACKLOG_COUNT_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`provider`, `billing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`."""
+    mode: Global___Mode.ValueType
+    """How it is."""
+    backlog_count: _builtins.int
+    """What waits for it."""
+    problem: _builtins.str
+    """What is wrong, for people; empty if nothing."""
+    @_builtins.property
+    def success_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last answered, or when what is kept of it was last confirmed; unset if never."""
+
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Since then; unset if never."""
+
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """For how long the oldest of that has waited; unset if nothing does, or nobody knows."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mode: Global___Mode.ValueType = ...,
+        success_time: _timestamp_pb2.Timestamp | None = ...,
+        age: _duration_pb2.Duration | None = ...,
+        backlog_count: _builtins.int = ...,
+        lag: _duration_pb2.Duration | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "lag", b"lag", "success_time", b"success_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "backlog_count", b"backlog_count", "lag", b"lag", "mode", b"mode", "name", b"name", "problem", b"problem", "success_time", b"success_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DependencyStatus: _TypeAlias = DependencyStatus  # noqa: Y015

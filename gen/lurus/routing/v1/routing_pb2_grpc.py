@@ -67,6 +67,11 @@ class RoutingServiceStub:
                 request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteRequest.SerializeToString,
                 response_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/lurus.routing.v1.RoutingService/GetStatus',
+                request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
         self.WatchRoutes = channel.unary_stream(
                 '/lurus.routing.v1.RoutingService/WatchRoutes',
                 request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.WatchRoutesRequest.SerializeToString,
@@ -121,6 +126,14 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
+        of each tells the same at `/status`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRoutes(self, request, context):
         """Streams the state of every route: breakers, benches, latencies.
         """
@@ -160,6 +173,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.ExplainRoute,
                     request_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteRequest.FromString,
                     response_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.FromString,
+                    response_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.SerializeToString,
             ),
             'WatchRoutes': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRoutes,
@@ -331,6 +349,33 @@ class RoutingService:
             '/lurus.routing.v1.RoutingService/ExplainRoute',
             lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteRequest.SerializeToString,
             lurus_dot_routing_dot_v1_dot_routing__pb2.ExplainRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lurus.routing.v1.RoutingService/GetStatus',
+            lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.SerializeToString,
+            lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,10 @@ class RoutingServiceStub:
     """Lists the models that the caller's key may use."""
     ExplainRoute: _grpc.UnaryUnaryMultiCallable[_routing_pb2.ExplainRouteRequest, _routing_pb2.ExplainRouteResponse]
     """Tells where a request would go now, and why not elsewhere."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_routing_pb2.GetStatusRequest, _routing_pb2.GetStatusResponse]
+    """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
+    of each tells the same at `/status`.
+    """
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchRoutesRequest, _routing_pb2.WatchRoutesResponse]
     """Streams the state of every route: breakers, benches, latencies."""
 
@@ -70,6 +74,10 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """Lists the models that the caller's key may use."""
     ExplainRoute: _aio.UnaryUnaryMultiCallable[_routing_pb2.ExplainRouteRequest, _routing_pb2.ExplainRouteResponse]  # type: ignore[assignment]
     """Tells where a request would go now, and why not elsewhere."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_routing_pb2.GetStatusRequest, _routing_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
+    of each tells the same at `/status`.
+    """
     WatchRoutes: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchRoutesRequest, _routing_pb2.WatchRoutesResponse]  # type: ignore[assignment]
     """Streams the state of every route: breakers, benches, latencies."""
 
@@ -125,6 +133,16 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_routing_pb2.ExplainRouteResponse, _abc.Awaitable[_routing_pb2.ExplainRouteResponse]]:
         """Tells where a request would go now, and why not elsewhere."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _routing_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_pb2.GetStatusResponse, _abc.Awaitable[_routing_pb2.GetStatusResponse]]:
+        """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
+        of each tells the same at `/status`.
+        """
 
     @_abc_1.abstractmethod
     def WatchRoutes(

@@ -640,6 +640,12 @@ class WatchKeysResponse(betterproto.Message):
     grants: List["KeyGrant"] = betterproto.message_field(3)
     """New or changed; a revoked key stays in the table as revoked."""
 
+    is_complete: bool = betterproto.bool_field(4)
+    """
+    True if with this message the table is whole: everything committed before it has been told. While nothing
+     changes it comes again every 10 s, without grants, as a sign of life.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class GetBalanceRequest(betterproto.Message):

@@ -852,7 +852,8 @@ class WatchProvidersRequest(betterproto.Message):
 class WatchProvidersResponse(betterproto.Message):
     """
     The whole set, or what changed. Every message with `is_snapshot` replaces
-     everything before; the others only what they name.
+     everything before; the others only what they name. While nothing changes and
+     the store answers, a message that names nothing comes every 10 s as a sign of life.
     """
 
     revision: int = betterproto.int64_field(1)

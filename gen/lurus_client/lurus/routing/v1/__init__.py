@@ -198,6 +198,22 @@ class BreakerState(betterproto.Enum):
     """One call at a time passes, as a probe."""
 
 
+class Mode(betterproto.Enum):
+    """How something is that a process depends on."""
+
+    UNSPECIFIED = 0
+    """Not stated."""
+
+    ONLINE = 1
+    """All is well."""
+
+    DEGRADED = 2
+    """It works, and somebody should look."""
+
+    OFFLINE = 3
+    """It does not answer; the process goes on with what it knows."""
+
+
 @dataclass(eq=False, repr=False)
 class StreamChatRequest(betterproto.Message):
     """A chat, in no vendor's words."""
@@ -1115,6 +1131,63 @@ class WatchRoutesResponse(betterproto.Message):
     """The worker whose state this is; each has its own."""
 
 
+@dataclass(eq=False, repr=False)
+class GetStatusRequest(betterproto.Message):
+    """Asks how a worker is."""
+
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class GetStatusResponse(betterproto.Message):
+    """
+    A process and what it depends on. It names no secret, no key and no account.
+    """
+
+    process: str = betterproto.string_field(1)
+    """The process: of the gateway, its worker id."""
+
+    mode: "Mode" = betterproto.enum_field(2)
+    """
+    The worst of its dependencies' modes, but never OFFLINE: a worker that answers goes on without them.
+    """
+
+    dependencies: List["DependencyStatus"] = betterproto.message_field(3)
+    """In a fixed order."""
+
+
+@dataclass(eq=False, repr=False)
+class DependencyStatus(betterproto.Message):
+    """One thing that a process depends on, as that process sees it."""
+
+    name: str = betterproto.string_field(1)
+    """
+    `provider`, `billing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`.
+    """
+
+    mode: "Mode" = betterproto.enum_field(2)
+    """How it is."""
+
+    success_time: datetime = betterproto.message_field(3)
+    """
+    When it last answered, or when what is kept of it was last confirmed; unset if never.
+    """
+
+    age: timedelta = betterproto.message_field(4)
+    """Since then; unset if never."""
+
+    backlog_count: int = betterproto.int64_field(5)
+    """What waits for it."""
+
+    lag: timedelta = betterproto.message_field(6)
+    """
+    For how long the oldest of that has waited; unset if nothing does, or nobody knows.
+    """
+
+    problem: str = betterproto.string_field(7)
+    """What is wrong, for people; empty if nothing."""
+
+
 class RoutingServiceStub(betterproto.ServiceStub):
     async def relay(
         self,
@@ -1220,6 +1293,23 @@ class RoutingServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def get_status(
+        self,
+        get_status_request: "GetStatusRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "GetStatusResponse":
+        return await self._unary_unary(
+            "/lurus.routing.v1.RoutingService/GetStatus",
+            get_status_request,
+            GetStatusResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def watch_routes(
         self,
         watch_routes_request: "WatchRoutesRequest",
@@ -1271,6 +1361,11 @@ class RoutingServiceBase(ServiceBase):
     async def explain_route(
         self, explain_route_request: "ExplainRouteRequest"
     ) -> "ExplainRouteResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def get_status(
+        self, get_status_request: "GetStatusRequest"
+    ) -> "GetStatusResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def watch_routes(
@@ -1327,6 +1422,13 @@ class RoutingServiceBase(ServiceBase):
         response = await self.explain_route(request)
         await stream.send_message(response)
 
+    async def __rpc_get_status(
+        self, stream: "grpclib.server.Stream[GetStatusRequest, GetStatusResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.get_status(request)
+        await stream.send_message(response)
+
     async def __rpc_watch_routes(
         self, stream: "grpclib.server.Stream[WatchRoutesRequest, WatchRoutesResponse]"
     ) -> None:
@@ -1374,6 +1476,12 @@ class RoutingServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ExplainRouteRequest,
                 ExplainRouteResponse,
+            ),
+            "/lurus.routing.v1.RoutingService/GetStatus": grpclib.const.Handler(
+                self.__rpc_get_status,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                GetStatusRequest,
+                GetStatusResponse,
             ),
             "/lurus.routing.v1.RoutingService/WatchRoutes": grpclib.const.Handler(
                 self.__rpc_watch_routes,
