@@ -160,6 +160,7 @@ def requests(prefix: str, mesh: Mesh) -> dict[str, list[tuple[str, dict[str, Any
             ("Relay", relay),
             ("ListModels", {"credentials": [mesh.key]}),
             ("ExplainRoute", {"model": "sandbox-text"}),
+            ("GetStatus", {}),
             ("StreamChat", typed),
             ("CompleteChat", {"request": typed}),
             ("CountTokens", {"request": typed}),

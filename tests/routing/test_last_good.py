@@ -45,6 +45,7 @@ def test_the_newest_generation_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "things").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.row("F32")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_gives_the_generation_before_it(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture

@@ -95,6 +95,7 @@ class TestRestart:
             assert rig.key.encode() not in data
             assert SECRET.encode() not in data
 
+    @pytest.mark.row("F32")
     async def test_without_a_whole_snapshot_it_is_not_ready(self, rig: Rig) -> None:
         await learn(rig)
         for name in ("providers", "providers.previous"):
@@ -105,6 +106,7 @@ class TestRestart:
             await rig.until_ready()
             assert (await rig.relay()).head.status == 200
 
+    @pytest.mark.row("F32")
     @pytest.mark.parametrize("length", [0, 100, -1])
     async def test_a_torn_snapshot_gives_the_one_before(self, rig: Rig, length: int) -> None:
         await learn(rig)
