@@ -280,7 +280,7 @@ asyncio.run(main())
         async with Outbox(tmp_path, "w", 10) as outbox:
             live = UsageEvent(request_id="req_live", account_id="a")
             await outbox.intend(live)
-            looking = asyncio.create_task(outbox.look_after_orphans())
+            looking = asyncio.create_task(outbox.look_after_orphans(lambda leases: None))
             await asyncio.to_thread(self.die, tmp_path, "dead")
             await until(lambda: outbox.unsent_count)
             looking.cancel()
