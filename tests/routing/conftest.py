@@ -1,5 +1,6 @@
 """A routing service between scripted neighbours, on both kinds of channel."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +28,8 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 async def one_loop() -> AsyncIterator[None]:
     """Keeps one event loop for all tests: grpc.aio does not bear many in one process."""
     yield
+    # A stopped server says good-bye to its loop when it is collected: while there is one.
+    gc.collect()
 
 
 @pytest.fixture(scope="package")
