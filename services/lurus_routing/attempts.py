@@ -31,6 +31,7 @@ from lurus_dialects.upstream_errors import (
 from lurus_routing import metrics
 from lurus_routing.call import Call, duration
 from lurus_routing.candidate import Candidate
+from lurus_routing.gathered import gathered
 from lurus_routing.health import ON_TRIAL, Health, Permit
 from lurus_routing.outcome import Answered, Failure, begin_stream, counted, refused, whole_answer
 from lurus_routing.outgoing import Outgoing, Prepared
@@ -229,6 +230,8 @@ class Attempts:
             return refused(response.status, headers, await read_error(response, call.alarm))
         if outgoing.is_streaming and response.content_type == EVENT_STREAM:
             return await begin_stream(call, outgoing, prepared, response, headers, deadline)
+        if prepared.is_gathered and response.content_type == EVENT_STREAM:
+            return await gathered(call, prepared, response, headers, candidate.idle_seconds, deadline)
         body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES, call.alarm)
         if outgoing.counts_only:
             return counted(prepared, response.status, headers, body)

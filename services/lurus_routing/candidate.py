@@ -41,6 +41,8 @@ class Candidate:
     targets: tuple[Target, ...] = field(repr=False, compare=False)
     # The client's bytes pass as they are; else the request is translated.
     is_relay: bool
+    # It is asked for streams also for plain answers.
+    wants_streams: bool = False
     # Its stream is read on when the client has left.
     is_drained: bool = False
     # What is left out of requests, or written into them.

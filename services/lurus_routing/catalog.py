@@ -191,6 +191,7 @@ class Catalog:
             key=(provider.provider_id, credential_id, match.upstream_model),
             targets=targets,
             is_relay=is_relay,
+            wants_streams=provider.quirks.wants_streams,
             is_drained=provider.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN,
             params=_params(provider.quirks),
         )

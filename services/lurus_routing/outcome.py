@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from aiohttp import ClientResponse
 
+from lurus.routing.v1.chat_pb2 import StreamChatResponse
 from lurus_common.errors import LurusError, UpstreamCredentialRejected, UpstreamFailed, UpstreamTimeout
 from lurus_dialects import loose, translate
 from lurus_dialects.body import BodyUsage, body_usage
@@ -86,7 +87,7 @@ async def begin_stream(
         status = stream_error_status(watcher.error_body)
         return refused(status, headers, watcher.error_body)
     call.answer = watcher
-    passed = _shown_headers(call, prepared, headers, is_streaming=True)
+    passed = shown_headers(call, prepared, headers, is_streaming=True)
     return Answered(response.status, passed, released, watcher)
 
 
@@ -125,7 +126,7 @@ def _watcher(call: Call, outgoing: Outgoing, prepared: Prepared) -> StreamWatche
     )
 
 
-def _shown_headers(
+def shown_headers(
     call: Call, prepared: Prepared, headers: list[tuple[str, str]], *, is_streaming: bool
 ) -> list[tuple[str, str]]:
     """The provider's headers that the client gets, and which fields were lost."""
@@ -170,7 +171,7 @@ def whole_answer(
             return _nonsense(headers)
         body = translated
     call.answer = found
-    return Answered(status, _shown_headers(call, prepared, headers, is_streaming=False), body)
+    return Answered(status, shown_headers(call, prepared, headers, is_streaming=False), body)
 
 
 def _translated_body(
@@ -181,10 +182,16 @@ def _translated_body(
     if not events or not events[-1].HasField("finish"):
         return None
     state_tokens(events[-1].finish, found, translation.asked.estimated_input_tokens)
+    if translation.client is not None:
+        found.lost_event_count += lost_event_count(translation.client, events)
+    return plain_body(call, translation, events)
+
+
+def plain_body(call: Call, translation: Translation, events: Sequence[StreamChatResponse]) -> bytes:
+    """Returns the client's plain answer, of a typed caller frames; `events` end with `finish`."""
     if translation.client is None:
         writer = TypedWriter(translation.asked, call.request_id, translation.lossy_fields)
         return b"".join([writer.write(event) for event in events])
-    found.lost_event_count += lost_event_count(translation.client, events)
     return translate.write_body(translation.client, events, translation.asked)
 
 

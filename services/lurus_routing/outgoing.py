@@ -6,7 +6,6 @@ the client's original each time: a failover loses nothing twice.
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +42,7 @@ _COUNT_PATHS: Final = {
     Dialect.ANTHROPIC: "/v1/messages/count_tokens",
     Dialect.OPENAI_RESPONSES: "/v1/responses/input_tokens",
 }
+_STREAM: Final = Param("stream", b"true")
 _ID_PREFIXES: Final = {
     Dialect.ANTHROPIC: "msg_",
     Dialect.OPENAI_CHAT: "chatcmpl-",
@@ -74,6 +74,8 @@ class Prepared:
     translation: Translation | None = None
     # Of a relay: the client's fields that its provider refuses, or gets with other values.
     replaced_fields: tuple[str, ...] = ()
+    # A stream is asked for, and the client wants a plain answer.
+    is_gathered: bool = False
 
 
 class Outgoing:
@@ -157,9 +159,23 @@ class Outgoing:
         replaced: list[str] = []
         if candidate.params:
             body, replaced = self._with_params(candidate, body)
-        if peeked.dialect is Dialect.OPENAI_CHAT and peeked.is_streaming and candidate.has_stream_options:
+        is_gathered = self._is_gathered(candidate)
+        if is_gathered:
+            body, _ = with_params(body, [_STREAM])
+        is_stream = peeked.is_streaming or is_gathered
+        if peeked.dialect is Dialect.OPENAI_CHAT and is_stream and candidate.has_stream_options:
             body = request_include_usage(body)
-        return Prepared(peeked.dialect, self._target, self._headers, body, replaced_fields=tuple(replaced))
+        return Prepared(
+            peeked.dialect,
+            self._target,
+            self._headers,
+            body,
+            replaced_fields=tuple(replaced),
+            is_gathered=is_gathered,
+        )
+
+    def _is_gathered(self, candidate: Candidate) -> bool:
+        return candidate.wants_streams and not (self.is_streaming or self.counts_only)
 
     def _with_params(self, candidate: Candidate, body: bytes) -> tuple[bytes, list[str]]:
         # A count is of what the client sends: nothing is written into it.
@@ -174,26 +190,28 @@ class Outgoing:
         refusal: Untranslatable | None = None
         for target in candidate.targets:
             try:
-                return self._written(target, candidate.params)
+                return self._written(target, candidate)
             except Untranslatable as error:
                 refusal = refusal or error
         raise refusal or Untranslatable("the provider cannot count tokens")
 
-    def _written(self, target: Target, params: Iterable[Param]) -> Prepared:
+    def _written(self, target: Target, candidate: Candidate) -> Prepared:
         if self.counts_only and target.dialect not in _COUNT_PATHS:
             raise Untranslatable("the provider's dialect has no way to count tokens")
         losses = Losses(self._is_strict)
         hub = self.hub()
-        written = translate.write_request(hub, target, losses, is_streaming=self.is_streaming)
+        is_gathered = self._is_gathered(candidate)
+        is_streaming = self.is_streaming or is_gathered
+        written = translate.write_request(hub, target, losses, is_streaming=is_streaming)
         path, body = _CHAT_PATHS[target.dialect], written.body
         if self.counts_only:
             path, body = _COUNT_PATHS[target.dialect], count_body(target.dialect, body)
-        elif set_params := [param for param in params if param.json is not None]:
+        elif set_params := [param for param in candidate.params if param.json is not None]:
             # What is left out, the writer has left out and named.
             body, _ = with_params(body, set_params)
         headers = to_other_dialect(
             target.dialect,
-            is_streaming=self.is_streaming,
+            is_streaming=is_streaming,
             anthropic_version=target.quirks.anthropic_version,
         )
         lossy = list(dict.fromkeys([*self._read_losses.warned, *losses.warned]))
@@ -201,7 +219,7 @@ class Outgoing:
             self.client, target.dialect, len(self._read_losses.silent) + len(losses.silent), len(lossy)
         )
         translation = Translation(self.client, written, self._asked(hub, target), lossy)
-        return Prepared(target.dialect, path, headers, body, translation)
+        return Prepared(target.dialect, path, headers, body, translation, is_gathered=is_gathered)
 
     def _asked(self, hub: StreamChatRequest, target: Target) -> Asked:
         peeked = self._peeked

@@ -334,6 +334,7 @@ class ProviderQuirks(_message.Message):
     NO_ADAPTIVE_THINKING_FIELD_NUMBER: _builtins.int
     HAS_MESSAGE_PHASE_FIELD_NUMBER: _builtins.int
     SET_PARAMS_FIELD_NUMBER: _builtins.int
+    WANTS_STREAMS_FIELD_NUMBER: _builtins.int
     no_stream_options: _builtins.bool
     """It rejects `stream_options`: usage of its streams is estimated. Of relayed requests too."""
     has_custom_tools: _builtins.bool
@@ -362,6 +363,10 @@ class ProviderQuirks(_message.Message):
     """Anthropic: its models know no adaptive thinking and get a budget of tokens."""
     has_message_phase: _builtins.bool
     """OpenAI Chat: it knows the `phase` of an assistant's message; if not, the hint is left out."""
+    wants_streams: _builtins.bool
+    """It is asked for a stream also if the client wants a plain answer, which is put together of it: so nothing on the
+    way cuts an answer that takes minutes. Of relayed requests too. Lost is what only its plain answers would say.
+    """
     @_builtins.property
     def dropped_params(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of its dialect's requests that its models refuse, such as `temperature`: at the top level only, they
@@ -392,10 +397,11 @@ class ProviderQuirks(_message.Message):
         no_adaptive_thinking: _builtins.bool = ...,
         has_message_phase: _builtins.bool = ...,
         set_params: _abc.Iterable[Global___SetParam] | None = ...,
+        wants_streams: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_message_phase", b"has_message_phase", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "set_params", b"set_params", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anthropic_version", b"anthropic_version", "dropped_params", b"dropped_params", "has_custom_tools", b"has_custom_tools", "has_developer_role", b"has_developer_role", "has_explicit_cache", b"has_explicit_cache", "has_message_phase", b"has_message_phase", "has_mid_system", b"has_mid_system", "has_tool_parts", b"has_tool_parts", "hides_reasoning", b"hides_reasoning", "no_adaptive_thinking", b"no_adaptive_thinking", "no_auto_cache", b"no_auto_cache", "no_stream_options", b"no_stream_options", "set_params", b"set_params", "wants_max_tokens", b"wants_max_tokens", "wants_reasoning_back", b"wants_reasoning_back", "wants_streams", b"wants_streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -271,6 +271,12 @@ class ProviderQuirks(betterproto.Message):
      too, whose other bytes do not change. A field is in one of `dropped_params` and `set_params` at most.
     """
 
+    wants_streams: bool = betterproto.bool_field(16)
+    """
+    It is asked for a stream also if the client wants a plain answer, which is put together of it: so nothing on the
+     way cuts an answer that takes minutes. Of relayed requests too. Lost is what only its plain answers would say.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class SetParam(betterproto.Message):
