@@ -95,16 +95,8 @@ class TestProviders:
             *("provider", "create", "house", "--base-url", "https://api.example.com"),
             *("--dialect", "chat", "--dialect", "anthropic", "--model", "a-*", "--map", "b=c"),
             *("--level", "3", "--multiplier", "1.25", "--idle-timeout", "1.5", "--no-stream-options"),
-            *(
-                "--on-disconnect",
-                "drain",
-                "--drop-param",
-                "top_k",
-                "--set-param",
-                'service_tier="flex"',
-                "--set-param",
-                "seed=7",
-            ),
+            *("--streams-only", "--on-disconnect", "drain", "--drop-param", "top_k"),
+            *("--set-param", 'service_tier="flex"', "--set-param", "seed=7"),
             *("--secret-env", "HOUSE_KEY"),
             HOUSE_KEY="sk-very-secret",
         )
@@ -113,7 +105,7 @@ class TestProviders:
         assert list(sent.dialects) == [usage_pb2.DIALECT_OPENAI_CHAT, usage_pb2.DIALECT_ANTHROPIC]
         assert (sent.level, sent.cost_multiplier_ppm) == (3, 1_250_000)
         assert sent.limits.idle_timeout.ToMilliseconds() == 1500
-        assert sent.quirks.no_stream_options
+        assert sent.quirks.no_stream_options and sent.quirks.wants_streams
         assert list(sent.quirks.dropped_params) == ["top_k"]
         assert sent.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN
         assert [(row.name, row.json) for row in sent.quirks.set_params] == [
