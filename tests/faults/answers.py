@@ -196,7 +196,13 @@ def _responses(answer_id: str, words: Sequence[str], how: str) -> Answer:
         "created_at": 1_763_852_000,
         "error": None,
         "incomplete_details": None,
+        "instructions": None,
+        "metadata": {},
         "model": MODEL,
+        "parallel_tool_calls": True,
+        "store": False,
+        "tool_choice": "auto",
+        "tools": [],
     }
     begun = {**base, "status": "in_progress", "output": [], "usage": larger}
     body = _with_usage({**base, "status": "completed", "output": [done]}, usage, how)

@@ -125,7 +125,7 @@ LATER = {
     "B50": "there is no import of other gateways' files yet",
     "B51": "there is no webhook yet",
 }
-_NAMED_FOLDERS = ("tests/fault_matrix/", "tests/end_to_end/test_bad_")
+_NAMED_FOLDERS = ("tests/fault_matrix/test_", "tests/end_to_end/test_bad_")
 _NAME = re.compile(r"(?:^test_|(?<=\d)_|\[|-)([fFbB])0?(\d{1,2})(?=[_\-\]])")
 _OUTCOMES = ("failed", "error", "skipped", "passed")
 
