@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.provider.v1.provider_pb2 import Price as PriceMessage
 from lurus.usage.v1 import usage_pb2
-from lurus_common import money
+from lurus_common.prices import event_cost, price_of, tokens_of
 
 
 def receipt(
@@ -22,39 +22,31 @@ def receipt(
         price: the one that the transaction names, None if it names none or it cannot be found.
         corrections: what was booked later.
     """
-    gaps = []
+    found = pb.GetReceiptResponse(event=event, transaction=transaction, price=price, corrections=corrections)
     if event is None:
-        gaps.append(pb.RECEIPT_GAP_EVENT)
-    elif event.attempts:
-        gaps.append(pb.RECEIPT_GAP_UPSTREAM_COST)
+        found.gaps.append(pb.RECEIPT_GAP_EVENT)
+    else:
+        found.upstream_cost_nano_usd = sum(attempt.cost_nano_usd for attempt in event.attempts)
+        if not all(_is_cost_known(attempt) for attempt in event.attempts):
+            found.gaps.append(pb.RECEIPT_GAP_UPSTREAM_COST)
+        if event.has_unpriced_units:
+            found.gaps.append(pb.RECEIPT_GAP_UNIT_RATE)
     if transaction.price_id and price is None:
-        gaps.append(pb.RECEIPT_GAP_PRICE)
-    elif price is not None and list_cost(transaction.tokens, price) != -transaction.amount_nano_usd:
-        gaps.append(pb.RECEIPT_GAP_MULTIPLIER)
-    return pb.GetReceiptResponse(
-        event=event, transaction=transaction, price=price, corrections=corrections, gaps=gaps
-    )
+        found.gaps.append(pb.RECEIPT_GAP_PRICE)
+    elif price is not None:
+        tier = price_of(price).tier_of(tokens_of(transaction.tokens))
+        found.tier_above_input_tokens = tier.above_input_tokens if tier else 0
+        if not _agrees(transaction, event or usage_pb2.UsageEvent(), price):
+            found.gaps.append(pb.RECEIPT_GAP_MULTIPLIER)
+    return found
 
 
-def list_cost(tokens: usage_pb2.Tokens, price: PriceMessage) -> int:
-    """Returns what tokens cost by the rates of a price, without any multiplier, in nano-USD."""
-    counts = money.Tokens(
-        tokens.input,
-        tokens.cache_read,
-        tokens.cache_write_5m,
-        tokens.cache_write_30m,
-        tokens.cache_write_1h,
-        tokens.cache_write_12h,
-        tokens.output,
-        tokens.reasoning,
-    )
-    rates = money.Price(
-        input=price.input_nano_usd,
-        cache_read=price.cache_read_nano_usd,
-        cache_write_5m=price.cache_write_5m_nano_usd,
-        cache_write_30m=price.cache_write_30m_nano_usd,
-        cache_write_1h=price.cache_write_1h_nano_usd,
-        cache_write_12h=price.cache_write_12h_nano_usd,
-        output=price.output_nano_usd,
-    )
-    return money.cost(counts, rates)
+def _agrees(transaction: pb.Transaction, event: usage_pb2.UsageEvent, price: PriceMessage) -> bool:
+    """Whether what was used, times rates and multipliers, is what was charged, or waived."""
+    charged = event.waived_nano_usd - transaction.amount_nano_usd
+    return event_cost(event, tokens_of(transaction.tokens), price_of(price)) == charged
+
+
+def _is_cost_known(attempt: usage_pb2.Attempt) -> bool:
+    """Whether what a call cost at its provider is known. A provider that refuses counts nothing."""
+    return bool(attempt.price_id) or (not attempt.token_source and attempt.http_status >= 400)

@@ -55,6 +55,11 @@ class Answer:
         return self.meter.tokens()
 
     @property
+    def units(self) -> dict[str, int]:
+        """What the provider counted besides tokens so far, by kind."""
+        return self.meter.units()
+
+    @property
     def usage_seen(self) -> bool:
         """True once the provider stated any count."""
         return self.meter.is_used

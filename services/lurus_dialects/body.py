@@ -51,16 +51,20 @@ def body_usage(dialect: Dialect, body: bytes) -> BodyUsage:
         return found
     found.response_id = loose.text_of(value, "id")
     found.response_model = loose.text_of(value, "model")
-    found.final_usage_seen = found.meter.add(_usage_bytes(body, value))
+    usage, tool_usage = _usage_bytes(body, value)
+    found.final_usage_seen = found.meter.add(usage)
+    found.meter.add_tools(tool_usage)
     return found
 
 
 class _Usage(msgspec.Struct):
     usage: msgspec.Raw = loose.ABSENT
+    tool_usage: msgspec.Raw = loose.ABSENT
 
 
-def _usage_bytes(body: bytes, value: dict[str, object]) -> bytes:
+def _usage_bytes(body: bytes, value: dict[str, object]) -> tuple[bytes, bytes]:
     try:
-        return bytes(msgspec.json.decode(body, type=_Usage).usage)
+        found = msgspec.json.decode(body, type=_Usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return loose.compact(value.get("usage"))
+        return loose.compact(value.get("usage")), loose.compact(value.get("tool_usage"))
+    return bytes(found.usage), bytes(found.tool_usage)

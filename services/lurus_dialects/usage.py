@@ -14,6 +14,7 @@ import msgspec
 from lurus_common.money import Tokens
 from lurus_dialects import loose
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.units import UnitMeter
 
 # No answer of any model comes near; a greater count is a defect upstream.
 MAX_TOKEN_COUNT = 100_000_000
@@ -65,6 +66,7 @@ class UsageMeter:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._counts: dict[str, int] = {}
+        self._units = UnitMeter()
         self._raw: dict[str, bytes] = {}
         self._broken_count = 0
         self.is_used = False
@@ -81,13 +83,26 @@ class UsageMeter:
         self.is_used = True
         self._keep_raw(text)
         self._merge(value, "")
+        self._units.add(value)
         self._merge_compactions(value.get("iterations"))
         return True
+
+    def add_tools(self, tool_usage: bytes | msgspec.Raw) -> None:
+        """Merges what Responses states of its hosted tools beside the usage object, given as JSON."""
+        value = loose.decode(bytes(tool_usage)) if tool_usage else None
+        if isinstance(value, dict):
+            self._units.add({"tool_usage": value})
+            self._raw["tool_usage"] = bytes(tool_usage)
+
+    def units(self) -> dict[str, int]:
+        """Returns what was counted besides tokens, by kind; nothing that is 0."""
+        return {kind: count for kind, count in self._units.counts.items() if count}
 
     @property
     def anomaly_count(self) -> int:
         """How often the provider's numbers could not be true."""
-        return self._broken_count + self._part("")[1] + self._part("compaction_")[1]
+        contradictions = self._part("")[1] + self._part("compaction_")[1]
+        return self._broken_count + self._units.anomaly_count + contradictions
 
     @property
     def raw(self) -> bytes:

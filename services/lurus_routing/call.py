@@ -16,16 +16,16 @@ from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common.errors import LurusError
 from lurus_common.ids import new_id
-from lurus_common.money import Tokens, cost
+from lurus_common.money import PPM
+from lurus_common.prices import DatedPrice, PriceList
 from lurus_dialects.answer import Answer
 from lurus_dialects.request import Peek
-from lurus_dialects.translation import set_tokens
+from lurus_routing import charge
 from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Permit
 from lurus_routing.leases import Reservation
 from lurus_routing.plan import Plan
-from lurus_routing.pricing import DatedPrice, PriceList
 from lurus_routing.rate_limiter import Admission
 
 MAX_TEXT = 256
@@ -39,9 +39,6 @@ _NOBODY = KeyGrant()
 _NO_PRICES = PriceList(())
 _NO_PLAN = Plan([], [])
 _NANO = 1_000_000_000
-_FAILED = frozenset(
-    {usage_pb2.TERMINAL_UPSTREAM_ERROR, usage_pb2.TERMINAL_TRUNCATED, usage_pb2.TERMINAL_TIMEOUT}
-)
 
 
 class Call:
@@ -74,6 +71,9 @@ class Call:
         self.answer: Answer | None = None
         # What its translation could not carry over; empty for a relay.
         self.lossy_fields: list[str] = []
+        # What keeps it with one credential, if there is more than one; and what another one's cache holds.
+        self.affinity = ""
+        self.cached_elsewhere: int | None = None
         self.http_status = 0
         self.response_bytes = 0
         self.checkpointed_bytes = 0
@@ -138,28 +138,6 @@ class Call:
         """Gives the connection back if the answer was read to its end, else cuts it: the provider stops."""
         if self.response is not None:
             self.response.release() if self.response.content.at_eof() else self.response.close()
-
-    def tokens(self) -> tuple[Tokens, "usage_pb2.TokenSource.ValueType"]:
-        """Returns what is to be charged for, and where the counts come from.
-
-        The provider's final numbers count, even explicit zeros. Of an answer
-        that was cut, input as stated and output as stated or as seen, whichever
-        is more. Nothing, if the provider failed before any content.
-        """
-        answer = self.answer
-        if answer is None:
-            return Tokens(), usage_pb2.TOKEN_SOURCE_UNSPECIFIED
-        if answer.final_usage_seen:
-            return answer.tokens, usage_pb2.TOKEN_SOURCE_PROVIDER
-        if self.terminal in _FAILED and not answer.content_seen:
-            return Tokens(), usage_pb2.TOKEN_SOURCE_UNSPECIFIED
-        tokens = answer.tokens
-        tokens.output = max(tokens.output, answer.estimated_output_tokens())
-        if answer.usage_seen:
-            return tokens, usage_pb2.TOKEN_SOURCE_PARTIAL
-        if self.peeked:
-            tokens.input = self.peeked.estimated_input_tokens()
-        return tokens, usage_pb2.TOKEN_SOURCE_ESTIMATED
 
     def used_tokens(self) -> int:
         """Returns how many tokens the final event says, of all kinds; 0 if there is none yet."""
@@ -229,16 +207,26 @@ class Call:
             event.raw_usage = self.answer.raw_usage
 
     def _add_usage(self, event: UsageEvent) -> None:
-        tokens, event.token_source = self.tokens()
-        if not event.token_source:
+        answer, candidate = self.answer, self.candidate
+        found = charge.counted(answer, self.terminal, self.peeked)
+        tokens, event.token_source = found
+        event.charge_reason = charge.reason(self.terminal, event.token_source, self.grant.settlement_policy)
+        if answer is None or candidate is None:
             return
-        set_tokens(event.tokens, tokens)
         price = self.price()
-        if price is not None and self.candidate is not None:
-            event.price_id = price.price_id
-            event.cost_nano_usd = cost(tokens, price.rates, self.candidate.cost_multiplier_ppm)
-        else:
-            event.is_unpriced = tokens != Tokens()
+        provider_ppm = candidate.cost_multiplier_ppm
+        charge.fill_attempt(event.attempts[-1], answer, found, price, provider_ppm)
+        if event.token_source:
+            account_ppm = self.grant.price_multiplier_ppm or PPM
+            charge.fill_event(event, answer, tokens, price, (provider_ppm, account_ppm))
+            if self.cached_elsewhere is not None:
+                charge.fill_lost_cache(event, self.cached_elsewhere, tokens, price.price if price else None)
+
+    def note_failed_usage(self, answer: Answer) -> None:
+        """Keeps what an attempt has used that failed after its provider had counted something."""
+        if self.candidate is not None:
+            ppm = self.candidate.cost_multiplier_ppm
+            charge.fill_attempt(self.attempts[-1], answer, charge.NOTHING, self.price(), ppm)
 
     def end(self) -> RelayEnd:
         """Returns the receipt that closes the answer."""

@@ -23,13 +23,13 @@ from lurus.provider.v1.provider_pb2 import (
 from lurus.usage.v1 import usage_pb2
 from lurus_common.matching import Match, ModelRules
 from lurus_common.money import PPM
+from lurus_common.prices import PriceList
 from lurus_common.secrets import SealBroken, unseal
 from lurus_common.settings import Settings
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.params import Param
 from lurus_dialects.translation import DIALECTS, Target
 from lurus_routing.candidate import Candidate
-from lurus_routing.pricing import PriceList
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Streams that are read on after their clients have left, so that what was used is known exactly.
 
-Only of providers that are configured so (wire-contract U5). Each has a task of
+Only of providers that are configured so (wire-contract U5), and for accounts whose policy says so. Each has a task of
 its own, owned by the server: they are few, they end soon, and the server ends
 them when it stops.
 """
@@ -28,10 +28,10 @@ class Drains:
 
     def take(self, call: Call, release: Release, close: Callable[[Call], None]) -> bool:
         """Reads a call's stream on and then closes the call; False if it is to be closed at once."""
-        is_wanted = call.candidate is not None and call.candidate.is_drained and call.settled is None
-        if not is_wanted or len(self._tasks) >= MAX_DRAINS:
+        seconds = _wanted_seconds(call)
+        if not seconds or call.settled is not None or len(self._tasks) >= MAX_DRAINS:
             return False
-        task = asyncio.get_running_loop().create_task(_drain(call, release))
+        task = asyncio.get_running_loop().create_task(_drain(call, release, seconds))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # However it ends, be it before it has begun.
@@ -46,9 +46,16 @@ class Drains:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _drain(call: Call, release: Release) -> None:
+def _wanted_seconds(call: Call) -> float:
+    """How long the provider's operator, or the policy of who pays, wants to read on."""
+    if call.candidate is not None and call.candidate.is_drained:
+        return MAX_DRAIN_SECONDS
+    return call.grant.settlement_policy.client_gone_drain_milliseconds / 1000
+
+
+async def _drain(call: Call, release: Release, seconds: float) -> None:
     try:
-        async with asyncio.timeout(MAX_DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             await release.read_on()
     except (TimeoutError, LurusError):
         pass

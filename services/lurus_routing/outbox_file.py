@@ -197,6 +197,10 @@ def _estimated(payload: bytes, worker_id: str) -> bytes:
     if event.HasField("tokens"):
         event.token_source = usage_pb2.TOKEN_SOURCE_ESTIMATED
     event.error_reason = "INTERNAL"
+    if event.charge_reason == usage_pb2.CHARGE_REASON_WAIVED_BY_POLICY:
+        # The checkpoint took the client for gone; that is not what happened.
+        event.charge_reason = usage_pb2.CHARGE_REASON_BILLED_BY_POLICY
+        event.cost_nano_usd, event.waived_nano_usd = event.waived_nano_usd, 0
     event.worker_id = worker_id
     return event.SerializeToString()
 

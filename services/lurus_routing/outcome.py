@@ -75,20 +75,33 @@ async def begin_stream(
     deadline: float,
 ) -> Answered | Failure:
     watcher = _watcher(call, outgoing, prepared)
-    released = b""
-    while not released:
-        chunk = await read_chunk(response, deadline, call.alarm)
-        released = watcher.feed(chunk) if chunk else watcher.finish()
-        if not chunk and not released:
-            return Failure(FailureClass.TRANSIENT, UpstreamFailed("the provider's stream is empty"))
-    if isinstance(watcher, TranslatedStream):
-        released += await _news(call, response, watcher, deadline)
+    try:
+        released = await _begin(call, response, watcher, deadline)
+    except LurusError:
+        call.note_failed_usage(watcher)
+        raise
     if watcher.error_seen and not watcher.content_seen:
+        call.note_failed_usage(watcher)
         status = stream_error_status(watcher.error_body)
         return refused(status, headers, watcher.error_body)
     call.answer = watcher
     passed = shown_headers(call, prepared, headers, is_streaming=True)
     return Answered(response.status, passed, released, watcher)
+
+
+async def _begin(
+    call: Call, response: ClientResponse, watcher: StreamWatcher | TranslatedStream, deadline: float
+) -> bytes:
+    """Returns what may be released first."""
+    released = b""
+    while not released:
+        chunk = await read_chunk(response, deadline, call.alarm)
+        released = watcher.feed(chunk) if chunk else watcher.finish()
+        if not chunk and not released:
+            raise UpstreamFailed("the provider's stream is empty")
+    if isinstance(watcher, TranslatedStream):
+        released += await _news(call, response, watcher, deadline)
+    return released
 
 
 async def _news(call: Call, response: ClientResponse, watcher: TranslatedStream, deadline: float) -> bytes:
@@ -168,6 +181,7 @@ def whole_answer(
     if prepared.translation is not None:
         translated = _translated_body(call, prepared.dialect, prepared.translation, found, body)
         if translated is None:
+            call.note_failed_usage(found)
             return _nonsense(headers)
         body = translated
     call.answer = found

@@ -21,7 +21,7 @@ from lurus_common.errors import (
     ModelNotFound,
     Overloaded,
 )
-from lurus_common.money import Tokens, cost
+from lurus_common.money import PPM, Tokens, cost
 from lurus_common.settings import Settings
 from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek, peek
@@ -224,11 +224,12 @@ class Relay:
         matches = self._held.among(call, matches)
         call.prices = self.catalog.prices
         call.thinks_first = self.catalog.thinks_first(peeked.model)
+        call.affinity = _session(call, matches)
         call.plan = make_plan(
             matches,
             self.health,
             time.monotonic(),
-            _session(call, matches),
+            call.affinity,
             random.random,
             by_latency=self.catalog.goes_by_latency(peeked.model),
         )
@@ -287,7 +288,8 @@ def _estimate(call: Call, peeked: Peek) -> int:
     if price is None:
         return 0
     tokens = Tokens(input=peeked.estimated_input_tokens(), output=FIRST_GUESS_OUTPUT_TOKENS)
-    return cost(tokens, price.rates, candidate.cost_multiplier_ppm)
+    account_ppm = call.grant.price_multiplier_ppm or PPM
+    return cost(tokens, price.price, candidate.cost_multiplier_ppm, account_ppm)
 
 
 def _head(call: Call, answered: Answered, more: Sequence[tuple[str, str]]) -> RelayResponse:

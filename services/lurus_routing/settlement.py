@@ -3,8 +3,9 @@
 import asyncio
 import logging
 
-from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus.usage.v1.usage_pb2 import Tokens, UsageEvent
 from lurus_routing import metrics
+from lurus_routing.cache_loss import SessionCaches
 from lurus_routing.call import Call
 from lurus_routing.incoming import COUNT_PATHS, PATHS
 from lurus_routing.leases import Leases
@@ -22,6 +23,7 @@ class Settlement:
     def __init__(self, leases: Leases, outbox: Outbox) -> None:
         self._leases = leases
         self._outbox = outbox
+        self._caches = SessionCaches()
 
     def settle(self, call: Call) -> "asyncio.Future[None]":
         """Makes the final event durable, once; the future ends when it is.
@@ -31,8 +33,13 @@ class Settlement:
         """
         if call.settled is not None:
             return call.settled
+        if call.affinity and call.candidate is not None:
+            call.cached_elsewhere = self._caches.elsewhere(call.affinity, call.candidate.key[:2])
         event = call.event()
         call.receipt = event
+        if call.affinity and call.candidate is not None and event.token_source:
+            cached = event.tokens.cache_read + _cache_writes(event.tokens)
+            self._caches.learn(call.affinity, call.candidate.key[:2], cached)
         if call.reservation is not None:
             if event.token_source:
                 self._leases.settle(call.reservation, event.cost_nano_usd)
@@ -69,6 +76,10 @@ class Settlement:
         return done
 
 
+def _cache_writes(tokens: Tokens) -> int:
+    return tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
+
+
 def _count(call: Call, event: UsageEvent) -> None:
     dialect = PATHS.get(event.path)
     name = dialect.value if dialect else "typed" if event.path.startswith("/lurus.") else "none"
@@ -77,8 +88,7 @@ def _count(call: Call, event: UsageEvent) -> None:
         return
     provider = metrics.of_provider(event.provider_id)
     tokens = event.tokens
-    writes = tokens.cache_write_5m + tokens.cache_write_30m + tokens.cache_write_1h + tokens.cache_write_12h
-    counts = (tokens.input, tokens.cache_read, writes, tokens.output)
+    counts = (tokens.input, tokens.cache_read, _cache_writes(tokens), tokens.output)
     for counter, count in zip(provider.tokens, counts, strict=True):
         if count:
             counter.inc(count)

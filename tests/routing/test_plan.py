@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from lurus.provider.v1 import provider_pb2
 from lurus.usage.v1 import usage_pb2
+from lurus_common.prices import PriceList
 from lurus_common.settings import Settings
 from lurus_routing import latency
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
 from lurus_routing.health import BREAKER_OPEN, BREAKER_PROBED, Health, Permit
 from lurus_routing.plan import Plan, make_plan
-from lurus_routing.pricing import PriceList
 
 from .rig import ANTHROPIC, CHAT, CREDENTIAL_KEY, make_provider
 

@@ -26,6 +26,7 @@ class _Response(msgspec.Struct, gc=False):
     model: str | None = None
     status: str | None = None
     usage: msgspec.Raw = loose.ABSENT
+    tool_usage: msgspec.Raw = loose.ABSENT
     error: _Error | None = None
     incomplete_details: _Details | None = None
 
@@ -74,6 +75,7 @@ def _observe_response(answer: Answer, kind: str, response: _Response) -> None:
     answer.response_id = response.id or answer.response_id
     answer.response_model = response.model or answer.response_model
     has_usage = answer.meter.add(response.usage)
+    answer.meter.add_tools(response.tool_usage)
     if kind not in _TERMINALS:
         return
     answer.terminal_seen = True
