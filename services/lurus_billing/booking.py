@@ -177,7 +177,7 @@ def _row(posting: Posting) -> tuple[object, ...]:
         entry.corrects_transaction_id or None,
     )
     if event is None:
-        return (*booking, None, None, None, None, False, 0, None, *[None] * 8)
+        return (*booking, None, None, None, entry.price_id or None, False, 0, None, *[None] * 8)
     usage = (
         ledger.event_time(event),
         event.key_id,

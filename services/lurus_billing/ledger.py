@@ -58,6 +58,8 @@ class Entry:
     # When it was used, in seconds since 1970; None if it is no usage.
     used_seconds: int | None = None
     corrects_transaction_id: str = ""
+    # Of a request that is priced again: the price that is applied now.
+    price_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

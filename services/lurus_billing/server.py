@@ -23,6 +23,7 @@ from lurus_billing.key_watch import KeyWatch
 from lurus_billing.listener import Listener
 from lurus_billing.price_lookup import PriceLookup
 from lurus_billing.receipt_store import ReceiptStore
+from lurus_billing.repricing_store import RepricingStore
 from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.servicer import BillingServicer
 from lurus_billing.store import LedgerStore
@@ -74,6 +75,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
             budgets=budgets,
             reservations=reservations,
             receipts=ReceiptStore(pool),
+            repricings=RepricingStore(pool),
             prices=PriceLookup(ProviderServiceStub(provider_channel)),
             letters=letters,
             key_watch=key_watch,

@@ -18,6 +18,7 @@ from lurus_billing.metrics import count_lease
 from lurus_billing.price_lookup import PriceLookup
 from lurus_billing.receipt_store import ReceiptStore
 from lurus_billing.receipts import receipt
+from lurus_billing.repricing_store import RepricingStore, require_price
 from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.store import LedgerStore
 from lurus_common import secrets
@@ -43,6 +44,7 @@ class BillingServicer(BillingServiceServicer):
         budgets: BudgetStore,
         reservations: ReservationStore,
         receipts: ReceiptStore,
+        repricings: RepricingStore,
         prices: PriceLookup,
         letters: DeadLetterStore,
         key_watch: KeyWatch,
@@ -56,6 +58,7 @@ class BillingServicer(BillingServiceServicer):
         self._budgets = budgets
         self._reservations = reservations
         self._receipts = receipts
+        self._repricings = repricings
         self._prices = prices
         self._letters = letters
         self._key_watch = key_watch
@@ -171,10 +174,13 @@ class BillingServicer(BillingServiceServicer):
     async def ListUnpricedModels(
         self, request: pb.ListUnpricedModelsRequest, context: Any
     ) -> pb.ListUnpricedModelsResponse:
-        raise NotBuiltYet("this method is not built yet", method="ListUnpricedModels")
+        return await self._repricings.unpriced(request)
 
     async def RepriceUsage(self, request: pb.RepriceUsageRequest, context: Any) -> pb.RepriceUsageResponse:
-        raise NotBuiltYet("this method is not built yet", method="RepriceUsage")
+        chosen = None
+        if request.price_id:
+            chosen = require_price(await self._prices.find(request.price_id), request.price_id)
+        return await self._repricings.reprice(request, self._prices.of_model, chosen)
 
     async def WatchBudget(
         self, request: pb.WatchBudgetRequest, context: Any

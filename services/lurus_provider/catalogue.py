@@ -8,7 +8,7 @@ import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lurus.provider.v1.provider_pb2 import Model, Price
-from lurus_provider.store import CATALOGUE_PREFIX
+from lurus_provider.price_import import CATALOGUE_PREFIX
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 

@@ -20,9 +20,10 @@ from lurus_provider.credentials import have_secrets, seal_all, without_secrets
 from lurus_provider.current import CurrentSet
 from lurus_provider.feed import Feed
 from lurus_provider.masks import merge, names
+from lurus_provider.price_import import CATALOGUE_PREFIX
 from lurus_provider.probe import probe_all
 from lurus_provider.rows import is_same
-from lurus_provider.store import CATALOGUE_PREFIX, ProviderStore
+from lurus_provider.store import ProviderStore
 from lurus_provider.tables import MODELS, PRICES, PROVIDERS
 
 MATCHES = Counter("lurus_provider_matches", "Calls of MatchModel.", ["result"])
@@ -178,7 +179,7 @@ class ProviderServicer(ProviderServiceServicer):
         return pb.DeletePriceResponse()
 
     async def ImportPrices(self, request: pb.ImportPricesRequest, context: Any) -> pb.ImportPricesResponse:
-        raise _not_built("ImportPrices")
+        return await self._store.import_prices(request)
 
     async def MatchModel(self, request: pb.MatchModelRequest, context: Any) -> pb.MatchModelResponse:
         current = await self._current.get()

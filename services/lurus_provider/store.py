@@ -10,15 +10,21 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from lurus.provider.v1.provider_pb2 import Model, Price, WatchProvidersResponse
+from lurus.provider.v1.provider_pb2 import (
+    ImportPricesRequest,
+    ImportPricesResponse,
+    Model,
+    Price,
+    WatchProvidersResponse,
+)
 from lurus_common import postgres
 from lurus_common.errors import AlreadyExists, FailedPrecondition, NotFound
 from lurus_common.postgres import Connection, transaction
+from lurus_provider.price_import import CATALOGUE_PREFIX, Importer
 from lurus_provider.tables import MODELS, PRICES, PROVIDERS, Resource, Table
 
 SCHEMA = "provider"
 CHANNEL = "lurus_provider_revision"
-CATALOGUE_PREFIX = "price_catalogue-"
 # Who is further behind than this gets the whole set instead of the changes.
 KEPT_REVISIONS = 10_000
 # The whole set is one message to each watcher, so all of it has a limit.
@@ -156,6 +162,25 @@ class ProviderStore:
             await write.connection.execute(_DELETE[table.kind], key)
             await write.connection.execute(_BURY, table.kind, key, write.revision)
             write.has_changed = True
+
+    async def import_prices(self, request: ImportPricesRequest) -> ImportPricesResponse:
+        """Stores many prices or, if there is anything wrong with one of them, none; says what changes.
+
+        Raises:
+            FailedPrecondition: there would be too many.
+        """
+        async with self._writing() as write:
+            existing = await PRICES.after(write.connection, -1)
+            providers = await write.connection.fetch("SELECT provider_id FROM provider.provider")
+            now = await write.connection.fetchval("SELECT now()")
+            importer = Importer(existing, (row["provider_id"] for row in providers), now)
+            found = importer.compare(request.prices)
+            if found.changes and not found.problems and not request.is_dry_run:
+                prices = [change.price for change in found.changes]
+                await PRICES.put_all(write.connection, prices, write.revision)
+                await write.connection.execute(_UNBURY, [f"price:{price.price_id}" for price in prices])
+                write.has_changed = True
+        return found.response(is_dry_run=request.is_dry_run)
 
     async def load_catalogue(self, models: Iterable[Model], prices: Iterable[Price]) -> int:
         """Stores what of a shipped catalogue was never loaded before, and returns how much that was.

@@ -45,8 +45,10 @@ def normalise_model(model: Model) -> None:
 
 
 def normalise_price(price: Price) -> None:
-    """Drops what only the service sets; times are kept to the microsecond."""
+    """Drops what only the service sets; times are kept to the microsecond, tiers and units in order."""
     price.ClearField("create_time")
+    price.tiers.sort(key=lambda tier: tier.above_input_tokens)
+    price.unit_rates.sort(key=lambda rate: rate.kind)
     if price.HasField("effective_time"):
         _truncate(price.effective_time, "price.effective_time")
 
@@ -106,6 +108,12 @@ def check_price(price: Price) -> None:
     _refuse_control([price.model], "price.model")
     _refuse_control([price.provider_id], "price.provider_id")
     _refuse_control([price.source], "price.source")
+    thresholds = [tier.above_input_tokens for tier in price.tiers]
+    if len(set(thresholds)) != len(thresholds):
+        raise InvalidRequest("two tiers begin above the same number of tokens", param="price.tiers")
+    kinds = [rate.kind for rate in price.unit_rates]
+    if len(set(kinds)) != len(kinds):
+        raise InvalidRequest("a kind of units has two rates", param="price.unit_rates")
 
 
 def _check_credentials(provider: Provider) -> None:

@@ -18,7 +18,7 @@ from lurus.provider.v1 import provider_pb2
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
-from lurus_billing.receipts import list_cost, receipt
+from lurus_billing.receipts import receipt
 from lurus_billing.store import LedgerStore
 from lurus_common.ids import new_id
 from lurus_common.rpc import open_channel
@@ -183,21 +183,41 @@ class TestGetReceipt:
             assert (await refused(receipt_of(stub, name))).reason in ("NOT_FOUND", "INVALID_REQUEST")
 
 
-class TestListCost:
-    def test_it_is_the_sum_by_hand_rounded_up_once(self) -> None:
-        price = provider_pb2.Price(**RATES)
-        assert list_cost(TOKENS, price) == COST
-        assert list_cost(usage_pb2.Tokens(input=1), provider_pb2.Price(input_nano_usd=1)) == 1
-        assert list_cost(usage_pb2.Tokens(reasoning=9), price) == 0
-
-    def test_each_kind_of_tokens_has_its_own_rate(self) -> None:
-        kinds = ("input", "cache_read", "cache_write_5m", "cache_write_30m", "cache_write_1h")
-        for number, kind in enumerate((*kinds, "cache_write_12h", "output"), 1):
-            price = provider_pb2.Price(**{f"{kind}_nano_usd": number * 1_000_000})
-            assert list_cost(usage_pb2.Tokens(**{kind: 7}), price) == 7 * number
-            others = usage_pb2.Tokens(**{other: 7 for other in (*kinds, "output") if other != kind})
-            assert list_cost(others, price) == 0
-
+class TestGaps:
     def test_a_request_without_attempts_misses_no_cost_of_them(self, make_event: Make) -> None:
         found = receipt(pb.Transaction(), make_event("acct_a", 0, price_id=""), None, [])
         assert list(found.gaps) == []
+
+    def test_what_attempts_cost_is_added_up_and_what_one_lacks_is_said(self, make_event: Make) -> None:
+        event = used(make_event, "acct_a", 0, price_id="")
+        event.attempts[1].price_id, event.attempts[1].cost_nano_usd = "price_1", 70
+        event.attempts[0].http_status = 529  # it refused, and counts nothing
+        found = receipt(pb.Transaction(), event, None, [])
+        assert (found.upstream_cost_nano_usd, list(found.gaps)) == (70, [])
+        event.attempts.add(provider_id="third")  # nobody answered: it may have worked all the same
+        assert list(receipt(pb.Transaction(), event, None, []).gaps) == [UPSTREAM_COST]
+
+    def test_multipliers_units_and_the_tier_explain_the_amount(self, make_event: Make) -> None:
+        price = provider_pb2.Price(
+            price_id="price_1",
+            input_nano_usd=10**9,
+            tiers=[provider_pb2.PriceTier(above_input_tokens=5, input_nano_usd=2 * 10**9)],
+            unit_rates=[provider_pb2.UnitRate(kind="web_search", nano_usd_per_thousand=10 * 10**9)],
+        )
+        event = make_event("acct_a", 0)
+        event.provider_multiplier_ppm, event.account_multiplier_ppm = 500_000, 1_200_000
+        event.units.add(kind="web_search", count=2)
+        tokens = usage_pb2.Tokens(input=10)
+        # (10 x 2000 + 2 x 10,000,000) x 0.5 x 1.2 nano-USD.
+        booked = pb.Transaction(tokens=tokens, price_id="price_1", amount_nano_usd=-12_012_000)
+        found = receipt(booked, event, price, [])
+        assert (list(found.gaps), found.tier_above_input_tokens) == ([], 5)
+        event.units[0].count = 3
+        assert list(receipt(booked, event, price, []).gaps) == [MULTIPLIER]
+
+    def test_what_was_waived_is_no_gap_and_a_unit_without_a_rate_is_one(self, make_event: Make) -> None:
+        price = provider_pb2.Price(price_id="price_1", input_nano_usd=10**9)
+        event = make_event("acct_a", 0)
+        event.waived_nano_usd, event.has_unpriced_units = 10_000, True
+        booked = pb.Transaction(tokens=usage_pb2.Tokens(input=10), price_id="price_1")
+        assert list(receipt(booked, event, price, []).gaps) == [pb.RECEIPT_GAP_UNIT_RATE]

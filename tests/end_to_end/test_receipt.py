@@ -44,7 +44,9 @@ def test_tokens_by_rates_are_what_was_charged(mesh: Mesh) -> None:
     assert int(found["transaction"]["amount_nano_usd"]) == scaled // -1_000_000 < 0
     assert found["event"]["attempts"][0]["provider_id"] == "sandbox"
     assert found["event"]["decision"] == found["event"]["user_agent"] == ""
-    assert found["gaps"] == ["RECEIPT_GAP_UPSTREAM_COST"]
+    assert found["gaps"] == []
+    assert found["upstream_cost_nano_usd"] == found["event"]["cost_nano_usd"]
+    assert found["event"]["charge_reason"] == "CHARGE_REASON_COMPLETE"
     shown = lurus(mesh, "receipt", answer.headers["request-id"])
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "complete: the provider finished its answer" in shown.stdout

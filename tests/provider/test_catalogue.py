@@ -14,9 +14,10 @@ from lurus_common.migrations import SchemaTooNew
 from lurus_common.rpc import check_rules
 from lurus_common.settings import Settings
 from lurus_provider.catalogue import CATALOGUE, read_catalogue
+from lurus_provider.price_import import CATALOGUE_PREFIX
 from lurus_provider.rows import RATES
 from lurus_provider.server import provider_server
-from lurus_provider.store import CATALOGUE_PREFIX, ProviderStore
+from lurus_provider.store import ProviderStore
 
 pytestmark = pytest.mark.anyio
 
