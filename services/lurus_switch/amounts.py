@@ -48,6 +48,12 @@ def parts_per_million(text: str) -> int:
     return int(Decimal(text.strip()) * _PPM)
 
 
+def factor(parts_per_million: int) -> str:
+    """Returns a factor in millionths for people, exactly: `1.25`; 0 stands for `1`."""
+    whole, rest = divmod(parts_per_million or _PPM, _PPM)
+    return f"{whole}.{rest:06}".rstrip("0").rstrip(".")
+
+
 def span(text: str) -> timedelta:
     """Returns a span such as `90s`, `15m`, `2h`, `7d`, `4w`."""
     match = _SPAN.fullmatch(text.strip())

@@ -9,7 +9,7 @@ import typer
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus_common.ids import new_id
-from lurus_switch.amounts import usd
+from lurus_switch.amounts import factor, usd
 from lurus_switch.commands import fields, options
 from lurus_switch.commands.options import AsJson, DataDir, Yes
 from lurus_switch.commands.rate_limits import (
@@ -32,6 +32,15 @@ Kind = Annotated[
         help="top_up, refund or adjustment; top_up above zero, refund below, if not said.",
     ),
 ]
+
+
+def _policy_option(name: str, when: str) -> Any:
+    return typer.Option(
+        name,
+        parser=options.enum_parser(pb.InterruptionPolicy.DESCRIPTOR),
+        metavar="POLICY",
+        help=f"Where {when}: `bill` what was served (the default), or `waive` it.",
+    )
 
 
 @dataclass
@@ -60,6 +69,32 @@ class Fields:
     ] = None
     time_zone: Annotated[
         str | None, typer.Option("--time-zone", help="In which its days begin, e.g. Europe/Berlin.")
+    ] = None
+    price_multiplier_ppm: Annotated[
+        Any,
+        typer.Option(
+            "--price-multiplier",
+            parser=options.ppm_parser,
+            metavar="FACTOR",
+            help="On every price, e.g. 1.2; 0 means 1.",
+        ),
+    ] = None
+    settlement_policy__client_gone: Annotated[Any, _policy_option("--client-gone", "a client left")] = None
+    settlement_policy__upstream_error: Annotated[
+        Any, _policy_option("--upstream-error", "the provider reported an error midway")
+    ] = None
+    settlement_policy__timeout: Annotated[Any, _policy_option("--timeout", "the provider fell silent")] = None
+    settlement_policy__truncated: Annotated[
+        Any, _policy_option("--truncated", "the provider's answer broke off")
+    ] = None
+    settlement_policy__client_gone_drain_milliseconds: Annotated[
+        int | None,
+        typer.Option(
+            "--drain-ms",
+            min=0,
+            max=2000,
+            help="How long to read on after a client has left, to charge the provider's own count.",
+        ),
     ] = None
     rate_limits__requests_per_minute: RequestsPerMinute = None
     rate_limits__tokens_per_minute: TokensPerMinute = None
@@ -232,6 +267,8 @@ def _show(message: pb.Account, as_json: bool) -> None:
             ("credit limit", usd(message.credit_limit_nano_usd)),
             ("offline", _policy(message)),
             ("time zone", message.time_zone or "UTC"),
+            ("price multiplier", factor(message.price_multiplier_ppm)),
+            ("interrupted", _settlement(message.settlement_policy)),
             ("limits", rate_limits(message.rate_limits)),
             ("open", "no" if message.is_closed else "yes"),
             ("created", local_time(message, "create_time")),
@@ -241,6 +278,17 @@ def _show(message: pb.Account, as_json: bool) -> None:
 
 def _policy(message: pb.Account) -> str:
     return enum_word(pb.OfflinePolicy.DESCRIPTOR, message.offline_policy) or "lease"
+
+
+def _settlement(policy: pb.SettlementPolicy) -> str:
+    waived = [
+        name.replace("_", " ")
+        for name in ("client_gone", "upstream_error", "timeout", "truncated")
+        if getattr(policy, name) == pb.INTERRUPTION_POLICY_WAIVE
+    ]
+    drain = policy.client_gone_drain_milliseconds
+    words = f"waived if {', '.join(waived)}; else billed" if waived else "billed"
+    return f"{words}; read on for {drain} ms" if drain else words
 
 
 _COLUMNS: list[Column[pb.Account]] = [

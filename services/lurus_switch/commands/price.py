@@ -7,19 +7,41 @@ from typing import Annotated, Any
 import typer
 
 from lurus.provider.v1 import provider_pb2 as pb
-from lurus_switch.amounts import usd
-from lurus_switch.commands import fields, options
+from lurus_switch.amounts import positive_nano_usd, usd
+from lurus_switch.commands import fields, options, price_again, price_transfer
 from lurus_switch.commands.options import AsJson, DataDir, Yes
 from lurus_switch.mesh import Mesh, run, whole_list
 from lurus_switch.output import Column, local_time, print_fields, print_json, print_table, timestamp
+from lurus_switch.price_files import KINDS
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+app.command("import")(price_transfer.import_prices)
+app.command("export")(price_transfer.export_prices)
+app.command("unpriced")(price_again.unpriced)
+app.command("reprice")(price_again.reprice)
 
 Id = Annotated[str, typer.Argument(metavar="PRICE", help="Its id, `price_…`; `lurus price list` shows it.")]
 
 
 def _rate(name: str, what: str) -> Any:
     return typer.Option(name, parser=options.positive_nano_usd_parser, metavar="USD", help=what)
+
+
+def _tier(text: str) -> pb.PriceTier:
+    threshold, _, stated = text.partition(":")
+    amounts = dict(part.split("=", 1) for part in stated.split(",") if "=" in part)
+    if not threshold.isdecimal() or not {"input", "output"} <= set(amounts) <= set(KINDS):
+        raise ValueError(f"{text!r} is not a tier such as 200000:input=6,output=22.50")
+    tier = pb.PriceTier(above_input_tokens=int(threshold))
+    for kind in KINDS:
+        rate = positive_nano_usd(amounts.get(kind, amounts["input"]))
+        setattr(tier, f"{kind}_nano_usd", rate)
+    return tier
+
+
+def _unit(text: str) -> pb.UnitRate:
+    kind, _, amount = text.partition("=")
+    return pb.UnitRate(kind=kind, nano_usd_per_thousand=positive_nano_usd(amount))
 
 
 @dataclass
@@ -46,6 +68,25 @@ class Fields:
         ),
     ] = None
     source: Annotated[str | None, typer.Option("--source", help="Where the numbers come from.")] = None
+    tiers: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--above",
+            parser=options.parser(_tier),
+            metavar="TIER",
+            help="Other rates for the whole of a request with more input tokens than this: "
+            "200000:input=6,output=22.50; may be repeated.",
+        ),
+    ] = None
+    unit_rates: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--unit",
+            parser=options.parser(_unit),
+            metavar="UNIT",
+            help="What is not tokens, per thousand: web_search=10.00; may be repeated.",
+        ),
+    ] = None
 
 
 CACHE_RATES = (
@@ -76,13 +117,17 @@ def price() -> None:
 def list_prices(
     model: Annotated[str, typer.Option(help="Only of this model.")] = "",
     current: Annotated[bool, typer.Option("--current", help="Only those in effect now.")] = False,
+    at_time: Annotated[
+        Any,
+        typer.Option("--at", parser=options.earlier_parser, metavar="TIME", help="Only those in effect then"),
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Lists prices by model, then time."""
     request = pb.ListPricesRequest(model=model)
-    if current:
-        request.at_time.CopyFrom(timestamp(datetime.now(UTC)))
+    if current or at_time is not None:
+        request.at_time.CopyFrom(timestamp(at_time or datetime.now(UTC)))
 
     async def command(mesh: Mesh) -> None:
         found = await whole_list(mesh.provider.ListPrices, request, pb.ListPricesResponse())
@@ -161,25 +206,30 @@ def delete(price_id: Id, yes: Yes = False, as_json: AsJson = False, data_dir: Da
 def _show(message: pb.Price, as_json: bool) -> None:
     if as_json:
         return print_json(message)
-    rates = [
-        ("input", message.input_nano_usd),
-        ("cache read", message.cache_read_nano_usd),
-        ("cache write 5m", message.cache_write_5m_nano_usd),
-        ("cache write 30m", message.cache_write_30m_nano_usd),
-        ("cache write 1h", message.cache_write_1h_nano_usd),
-        ("cache write 12h", message.cache_write_12h_nano_usd),
-        ("output", message.output_nano_usd),
-    ]
     return print_fields(
         [
             ("id", message.price_id),
             ("model", message.model),
             ("provider", message.provider_id or "every one"),
             ("from", local_time(message, "effective_time")),
-            *((name, f"{usd(rate)} per million tokens") for name, rate in rates),
+            *_rates(message, ""),
+            *(row for tier in message.tiers for row in _rates(tier, f", above {tier.above_input_tokens:,}")),
+            *((rate.kind, f"{usd(rate.nano_usd_per_thousand)} per thousand") for rate in message.unit_rates),
             ("source", message.source),
         ]
     )
+
+
+def _rates(message: pb.Price | pb.PriceTier, when: str) -> list[tuple[str, str]]:
+    return [
+        (kind.replace("_", " ") + when, f"{usd(getattr(message, f'{kind}_nano_usd'))} per million tokens")
+        for kind in KINDS
+    ]
+
+
+def _beside(row: pb.Price) -> str:
+    tiers = [f"above {tier.above_input_tokens:,}" for tier in row.tiers]
+    return ", ".join([*tiers, *(rate.kind for rate in row.unit_rates)])
 
 
 _COLUMNS: list[Column[pb.Price]] = [
@@ -191,5 +241,6 @@ _COLUMNS: list[Column[pb.Price]] = [
     ("WRITE 5M", lambda row: usd(row.cache_write_5m_nano_usd)),
     ("WRITE 1H", lambda row: usd(row.cache_write_1h_nano_usd)),
     ("OUTPUT", lambda row: usd(row.output_nano_usd)),
+    ("TIERS AND UNITS", _beside),
     ("ID", lambda row: row.price_id),
 ]

@@ -1,6 +1,7 @@
 """`lurus receipt`: what one request cost, and why."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import grpc.aio
@@ -8,12 +9,12 @@ import typer
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.log.v1 import log_pb2
-from lurus.provider.v1 import provider_pb2
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import NotFound
-from lurus_common.money import TOKENS_PER_PRICE_UNIT
+from lurus_common.money import TOKENS_PER_PRICE_UNIT, UNITS_PER_PRICE_UNIT
+from lurus_common.prices import price_of, tokens_of
 from lurus_common.rpc import error_of
-from lurus_switch.amounts import usd
+from lurus_switch.amounts import factor, usd
 from lurus_switch.commands.logs import ATTEMPT_COLUMNS
 from lurus_switch.commands.options import AsJson, DataDir
 from lurus_switch.failures import CommandFailed
@@ -31,6 +32,7 @@ from lurus_switch.output import (
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 UNKNOWN = "unknown"
+HTTP_REFUSED = 400
 
 _ENDS: Mapping[int, str] = {
     usage_pb2.TERMINAL_COMPLETE: "the provider finished its answer",
@@ -48,11 +50,18 @@ _SOURCES: Mapping[int, str] = {
     usage_pb2.TOKEN_SOURCE_PARTIAL: "the provider's numbers so far, of an answer that was cut",
     usage_pb2.TOKEN_SOURCE_ESTIMATED: "counted here from what was forwarded",
 }
+_CHARGES: Mapping[int, str] = {
+    usage_pb2.CHARGE_REASON_COMPLETE: "the answer is complete",
+    usage_pb2.CHARGE_REASON_NOTHING_SERVED: "nothing was served, nothing is charged",
+    usage_pb2.CHARGE_REASON_BILLED_BY_POLICY: "interrupted; the account's policy bills what was served",
+    usage_pb2.CHARGE_REASON_WAIVED_BY_POLICY: "interrupted; the account's policy waives it",
+}
 _GAPS: Mapping[int, str] = {
-    pb.RECEIPT_GAP_UPSTREAM_COST: "what each attempt cost at its provider: it is not recorded",
+    pb.RECEIPT_GAP_UPSTREAM_COST: "what every attempt cost at its provider",
     pb.RECEIPT_GAP_PRICE: "the rates of the price: the provider service does not know it, or did not answer",
-    pb.RECEIPT_GAP_MULTIPLIER: "the multiplier that was applied to the rates: it is not recorded",
+    pb.RECEIPT_GAP_MULTIPLIER: "why the amount is not what was used by rates and multipliers",
     pb.RECEIPT_GAP_EVENT: "how the request went: it was booked without its event",
+    pb.RECEIPT_GAP_UNIT_RATE: "what some units cost: the price has no rate for them, they were not charged",
 }
 _KINDS = {
     "input": "input",
@@ -126,7 +135,7 @@ def _show(found: pb.GetReceiptResponse) -> None:
     if found.HasField("event"):
         print()
         print_table(
-            [*ATTEMPT_COLUMNS, ("UPSTREAM COST", lambda _: UNKNOWN)],
+            [*ATTEMPT_COLUMNS, ("UPSTREAM COST", _upstream_cost), ("FACTOR", _attempt_factor)],
             found.event.attempts,
             "no provider was called",
         )
@@ -155,8 +164,40 @@ def _show_charge(found: pb.GetReceiptResponse) -> None:
             ("total", short_duration(event, "total_duration")),
             ("counted by", _source(transaction)),
             ("price", _price(found)),
+            ("multipliers", _multipliers(event)),
+            ("why", _CHARGES.get(event.charge_reason, "")),
+            ("waived", usd(event.waived_nano_usd) if event.waived_nano_usd else ""),
+            ("upstream cost", usd(found.upstream_cost_nano_usd) if event.attempts else ""),
+            ("lost cache", _lost_cache(event)),
         ]
     )
+
+
+def _multipliers(event: usage_pb2.UsageEvent) -> str:
+    if not event.provider_multiplier_ppm and not event.account_multiplier_ppm:
+        return ""
+    return (
+        f"{factor(event.provider_multiplier_ppm)} of the provider, "
+        f"{factor(event.account_multiplier_ppm)} of the account"
+    )
+
+
+def _lost_cache(event: usage_pb2.UsageEvent) -> str:
+    if not event.HasField("lost_cache_tokens"):
+        return ""
+    tokens = f"{event.lost_cache_tokens:,} tokens were cached at another credential"
+    return f"{tokens}, which cost {usd(event.lost_cache_nano_usd)}"
+
+
+def _upstream_cost(attempt: usage_pb2.Attempt) -> str:
+    if attempt.price_id:
+        return usd(attempt.cost_nano_usd)
+    refused = not attempt.token_source and attempt.http_status >= HTTP_REFUSED
+    return usd(0) if refused else UNKNOWN
+
+
+def _attempt_factor(attempt: usage_pb2.Attempt) -> str:
+    return factor(attempt.provider_multiplier_ppm) if attempt.token_source else ""
 
 
 def _charged(found: pb.GetReceiptResponse) -> str:
@@ -193,31 +234,43 @@ def _price(found: pb.GetReceiptResponse) -> str:
         return found.transaction.price_id
     price = found.price
     since = f"in effect since {local_time(price, 'effective_time')}"
-    return ", ".join(filter(None, [price.price_id, since, price.source]))
+    tier = found.tier_above_input_tokens
+    rates = f"rates above {tier:,} input tokens" if tier else ""
+    return ", ".join(filter(None, [price.price_id, since, rates, price.source]))
 
 
-# Kind, count, rate in nano-USD per million or None if it is not known.
-Line = tuple[str, int, int | None]
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was used of one kind, and its rate in nano-USD; None if that is not known."""
+
+    kind: str
+    count: int
+    rate: int | None
+    # For how many the rate is stated: a million tokens, a thousand of others.
+    per: int = TOKENS_PER_PRICE_UNIT
+
+    @property
+    def amount(self) -> str:
+        """Exactly: rounding comes once, at the sum."""
+        if self.rate is None:
+            return UNKNOWN
+        return _exact_usd(self.count * self.rate * (TOKENS_PER_PRICE_UNIT // self.per))
 
 
 def _lines(found: pb.GetReceiptResponse) -> list[Line]:
     """What was used of each kind, and its rate."""
     tokens = found.transaction.tokens
-    return [
-        (word, getattr(tokens, kind), _rate(found, kind))
+    price = price_of(found.price) if found.HasField("price") else None
+    rates = price.rates_of(tokens_of(tokens)) if price else None
+    lines = [
+        Line(word, getattr(tokens, kind), getattr(rates, kind) if rates else None)
         for kind, word in _KINDS.items()
         if getattr(tokens, kind) or kind in ("input", "output")
     ]
-
-
-def _rate(found: pb.GetReceiptResponse, kind: str) -> int | None:
-    price: provider_pb2.Price = found.price
-    return int(getattr(price, f"{kind}_nano_usd")) if found.HasField("price") else None
-
-
-def _amount(line: Line) -> str:
-    _, count, rate = line
-    return UNKNOWN if rate is None else _exact_usd(count * rate)
+    for unit in found.event.units:
+        rate = price.unit_rates.get(unit.kind) if price else None
+        lines.append(Line(unit.kind, unit.count, rate, UNITS_PER_PRICE_UNIT))
+    return lines
 
 
 def _exact_usd(scaled: int) -> str:
@@ -230,10 +283,11 @@ def _exact_usd(scaled: int) -> str:
 
 
 _TOKEN_COLUMNS: list[Column[Line]] = [
-    ("TOKENS", lambda row: row[0]),
-    ("COUNT", lambda row: f"{row[1]:,}"),
-    ("PER MILLION", lambda row: UNKNOWN if row[2] is None else usd(row[2])),
-    ("AMOUNT", _amount),
+    ("USED", lambda row: row.kind),
+    ("COUNT", lambda row: f"{row.count:,}"),
+    ("RATE", lambda row: UNKNOWN if row.rate is None else usd(row.rate)),
+    ("PER", lambda row: f"{row.per:,}"),
+    ("AMOUNT", lambda row: row.amount),
 ]
 _CORRECTION_COLUMNS: list[Column[pb.Transaction]] = [
     ("CORRECTED", lambda row: local_time(row, "create_time")),
