@@ -60,13 +60,13 @@ class Reading:
         try:
             price = read()
             _VALIDATOR.validate(price)
-        except ValueError as error:
-            self.problems.append(f"{place}{error}" if str(error).startswith(".") else f"{place}: {error}")
         except ValidationError as error:
             for violation in error.violations[:10]:
                 elements = violation.proto.field.elements if violation.proto.field else []
                 path = "".join(f".{element.field_name}" for element in elements)
                 self.problems.append(f"{place}{path}: {violation.proto.message}")
+        except ValueError as error:
+            self.problems.append(f"{place}{error}" if str(error).startswith(".") else f"{place}: {error}")
         else:
             self.rows.append(Row(place, price))
 
