@@ -1,8 +1,8 @@
 """Streams that are read on after their clients have left, so that what was used is known exactly.
 
-Only of providers that are configured so (wire-contract U5), and for accounts whose policy says so. Each has a task of
-its own, owned by the server: they are few, they end soon, and the server ends
-them when it stops.
+Only of providers that are configured so (wire-contract U5), and for accounts
+whose policy says so. Each has a task of its own, owned by the server: they are
+few, they end soon, and the server ends them when it stops.
 """
 
 import asyncio

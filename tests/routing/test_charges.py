@@ -14,8 +14,7 @@ from lurus.provider.v1 import provider_pb2
 from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_routing.cache_loss import MAX_SESSIONS, SessionCaches
-from lurus_routing.call import Call
-from lurus_routing.drain import Drains
+from lurus_routing.drains import Drains
 from lurus_routing.outbox_file import _estimated
 from tests.support.scripted_upstream import plain, stream
 
@@ -111,9 +110,9 @@ class TestSettlementTable:
         has_left = asyncio.Event()
         take = Drains.take
 
-        def note(drains: Drains, call: Call) -> bool:
+        def note(drains: Drains, *arguments: Any) -> bool:
             has_left.set()
-            return take(drains, call)
+            return take(drains, *arguments)
 
         monkeypatch.setattr(Drains, "take", note)
         policy(rig, client_gone_drain_milliseconds=2000)

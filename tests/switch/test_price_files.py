@@ -22,7 +22,10 @@ def some_prices(draw: st.DrawFn) -> Price:
     price.effective_time.FromMicroseconds(draw(st.integers(0, 4 * 10**15)))
     stated = [
         price,
-        *(price.tiers.add(above_input_tokens=number) for number in draw(st.sets(st.integers(1, 9), max_size=4))),
+        *(
+            price.tiers.add(above_input_tokens=number)
+            for number in draw(st.sets(st.integers(1, 9), max_size=4))
+        ),
     ]
     for target in stated:
         for kind in KINDS:
