@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lurus_common.errors import InvalidRequest
@@ -64,6 +64,7 @@ _VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from("abcd") | st.text(), _VALUES), st.sampled_from([None, 2, " "]))
 def test_it_is_what_a_parser_would_make_of_it(given_body: dict[str, object], indent: int | None) -> None:
     body = json.dumps(given_body, indent=indent).encode()
