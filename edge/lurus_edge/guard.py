@@ -129,6 +129,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Drops the connection, so that the client cannot take the answer so far for a whole one."""
         self.transport.abort()
 
+    def close_if_idle(self) -> None:
+        """Closes the connection if it waits for another request."""
+        if self._phase is _Phase.IDLE:
+            self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch_stall()

@@ -31,11 +31,10 @@ from lurus_edge.bodies import read_body
 from lurus_edge.departure import ClientGone, Departure
 from lurus_edge.inbound import Inbound, check_content_type, read_headers
 from lurus_edge.metrics import DialectMetrics
+from lurus_edge.shedding import Shedder, overloaded
 
 log = logging.getLogger(__name__)
 
-# Request bodies in memory, until their answers begin.
-MAX_HELD_BODY_BYTES = 256 * 1024 * 1024
 DIALECTS = {
     Dialect.ANTHROPIC: usage_pb2.DIALECT_ANTHROPIC,
     Dialect.OPENAI_CHAT: usage_pb2.DIALECT_OPENAI_CHAT,
@@ -58,10 +57,13 @@ OUR_STREAM_HEADERS = OUR_HEADERS | {"content-type", "cache-control", "x-accel-bu
 class Relays:
     """What the LLM routes of one edge share: the routing service, limits, the live exchanges."""
 
-    def __init__(self, routing: grpc.aio.Channel, max_body_bytes: int, max_live_requests: int) -> None:
+    def __init__(
+        self, routing: grpc.aio.Channel, max_body_bytes: int, max_held_body_bytes: int, shedder: Shedder
+    ) -> None:
         self.stub = RoutingServiceStub(routing)
         self.max_body_bytes = max_body_bytes
-        self.max_live_requests = max_live_requests
+        self.max_held_body_bytes = max_held_body_bytes
+        self.shedder = shedder
         self.held_body_bytes = 0
         self.is_draining = False
         self.live: set[Exchange] = set()
@@ -171,8 +173,7 @@ class Exchange:
             raise WebsocketUnsupported("websockets are not served here; use HTTP")
         if method != "POST":
             raise MethodNotAllowed("this path takes POST only", allow="POST")
-        if len(self._relays.live) > self._relays.max_live_requests:
-            raise Overloaded("the gateway serves as many requests as it can")
+        self._relays.shedder.check(len(self._relays.live), self._scope["headers"])
         check_content_type(inbound.content_type)
 
     def _request(self, inbound: Inbound, body: bytes) -> RelayRequest:
@@ -267,8 +268,8 @@ class Exchange:
     def _hold_body(self, size: int) -> None:
         self._held_bytes += size
         self._relays.held_body_bytes += size
-        if self._relays.held_body_bytes > MAX_HELD_BODY_BYTES:
-            raise Overloaded("the gateway holds as many request bodies as it can")
+        if self._relays.held_body_bytes > self._relays.max_held_body_bytes:
+            raise overloaded("bodies", "the gateway holds as many request bodies as it can")
 
     def _release_body(self) -> None:
         self._relays.held_body_bytes -= self._held_bytes

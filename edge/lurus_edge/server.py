@@ -6,17 +6,20 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from typing import cast
 
 import grpc.aio
 import uvicorn
 
 from lurus_common.life import Life
 from lurus_common.listening import listen
+from lurus_common.serving import beside
 from lurus_common.settings import Settings
 from lurus_common.telemetry import Readiness
 from lurus_edge.app import EdgeApp, make_app
-from lurus_edge.guard import GuardLimits, guarded
+from lurus_edge.guard import GuardedProtocol, GuardLimits, guarded
 from lurus_edge.relay import Relays
+from lurus_edge.shedding import Shedder, memory_limit
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,11 @@ class EdgeServer(uvicorn.Server):
             await asyncio.wait({self._serving}, timeout=CUT_SECONDS)
         await self.stop()
 
+    def close_idle(self) -> None:
+        """Closes connections that wait for another request."""
+        for connection in list(self.server_state.connections):
+            cast(GuardedProtocol, connection).close_if_idle()
+
     async def stop(self) -> None:
         """Stops at once: what is still being answered is broken off."""
         self.should_exit = True
@@ -116,13 +124,15 @@ async def edge_server(
         life: of the process; it may have brought the socket to listen on.
     """
     life = life or Life()
-    relays = Relays(routing_channel, settings.max_body_bytes, settings.max_live_requests)
+    shedder = Shedder(settings.max_live_requests, memory_limit(settings))
+    relays = Relays(routing_channel, settings.max_body_bytes, settings.max_held_body_bytes, shedder)
     app = make_app(relays, routing_channel, service_channels, readiness)
     listener = life.listener or listen(settings.host, settings.edge_port, share_port)
     server = EdgeServer(_config(app, settings), listener, app, relays)
     try:
         await server.wait_until_started()
-        yield server
+        async with beside(shedder.run(server.close_idle), "the look at the memory"):
+            yield server
     except BaseException:
         await server.stop()
         raise

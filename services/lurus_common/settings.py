@@ -96,6 +96,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_body_bytes: Count = 32 * 1024 * 1024
     max_live_requests: Count = 2000
+    # Request bodies in memory, until their answers begin.
+    max_held_body_bytes: Count = 256 * 1024 * 1024
+    # Of one gateway worker, which refuses new requests from 80 % on; 0: its part of the cgroup's limit.
+    memory_limit_bytes: Annotated[int, Meta(ge=0)] = 0
     max_outbox_rows: Count = 4_500_000
 
     # Rate limits: how often workers tell each other through Redis what they have let pass, and how many

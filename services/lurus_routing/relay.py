@@ -121,7 +121,11 @@ class Relay:
 
     async def _serve(self, call: Call, typed: StreamChatRequest | None) -> AsyncGenerator[RelayResponse]:
         if len(self._live) >= self._settings.max_live_requests:
-            raise Overloaded("too many requests at once", request_id=call.request_id, retry_after_seconds=2)
+            raise Overloaded(
+                "too many requests at once",
+                request_id=call.request_id,
+                retry_after_seconds=f"{random.uniform(1, 5):.2f}",  # noqa: S311  # nothing secret
+            )
         self._live.add(call)
         metrics.LIVE.inc()
         release: Release | None = None

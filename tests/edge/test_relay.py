@@ -452,12 +452,10 @@ class TestLimits:
             assert (await edge.call("POST", CHAT, data=BODY, headers=JSON))[0] == 503
             first.close()
 
-    async def test_bodies_in_memory_are_bounded_and_let_go(
-        self, edge: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("lurus_edge.relay.MAX_HELD_BODY_BYTES", 1000)
-        assert (await edge.call("POST", CHAT, data=b" " * 1001, headers=JSON))[0] == 503
-        assert (await edge.call("POST", CHAT, data=b" " * 1000, headers=JSON))[0] == 200
+    async def test_bodies_in_memory_are_bounded_and_let_go(self, make_edge: Any) -> None:
+        async with make_edge(max_held_body_bytes=1000) as edge:
+            assert (await edge.call("POST", CHAT, data=b" " * 1001, headers=JSON))[0] == 503
+            assert (await edge.call("POST", CHAT, data=b" " * 1000, headers=JSON))[0] == 200
 
     def test_every_dialect_has_a_path(self) -> None:
         from lurus_edge.app import LLM_PATHS

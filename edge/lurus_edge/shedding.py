@@ -1,0 +1,129 @@
+"""Refuses new requests before memory runs out, so that those being served are not lost.
+
+A background task looks at the memory of this process; no request does.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prometheus_client import Counter, Gauge
+
+from lurus_common.errors import Overloaded
+from lurus_common.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Parts of the memory limit: from the first on new requests are refused, from the second on idle
+# connections are closed too.
+SOFT = 0.80
+HARD = 0.90
+LOOK_SECONDS = 0.1
+# Between two attempts to have the allocator give back what is free: it keeps pages otherwise.
+TRIM_SECONDS = 5.0
+# A tenth of the slots is kept for requests that are not larger.
+SMALL_BYTES = 64 * 1024
+RESERVED_PART = 10
+MIN_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 5.0
+# A limit above this is none.
+MAX_LIMIT_BYTES = 1 << 50
+_CGROUP_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_STATM = Path("/proc/self/statm")
+
+SHED = Counter("lurus_edge_shed_total", "Requests refused since the edge is full, by what is.", ["cause"])
+MEMORY = Gauge("lurus_edge_memory_ratio", "Memory of the process as a part of its limit; 0 without a limit.")
+LAG = Gauge("lurus_edge_loop_lag_seconds", "By how much the event loop was late, the last time it was asked.")
+
+
+class Shedder:
+    """What is left of the slots and of the memory of one edge.
+
+    Args:
+        max_live_requests: slots.
+        memory_limit_bytes: of this process; 0 for none.
+    """
+
+    def __init__(self, max_live_requests: int, memory_limit_bytes: int = 0) -> None:
+        self._slots = max_live_requests
+        self._slots_of_large = max_live_requests - max_live_requests // RESERVED_PART
+        self._limit_bytes = memory_limit_bytes
+        self._trim_at = 0.0
+        self.is_soft = False
+        self.is_hard = False
+
+    def check(self, live_count: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Lets a request begin, which is one of `live_count` already.
+
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        if self.is_soft:
+            raise overloaded("memory", "the gateway is short of memory")
+        if live_count > self._slots or (live_count > self._slots_of_large and not _is_small(headers)):
+            raise overloaded("slots", "the gateway serves as many requests as it can")
+
+    async def run(self, close_idle: Callable[[], None]) -> None:
+        """Looks at the memory and at the event loop until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LOOK_SECONDS
+            await asyncio.sleep(LOOK_SECONDS)
+            LAG.set(max(0.0, loop.time() - due))
+            if not self._limit_bytes:
+                continue
+            self._look()
+            if self.is_hard:
+                close_idle()
+            if self.is_soft and loop.time() >= self._trim_at:
+                self._trim_at = loop.time() + TRIM_SECONDS
+                await asyncio.to_thread(_give_back)
+
+    def _look(self) -> None:
+        ratio = resident_bytes() / self._limit_bytes
+        MEMORY.set(ratio)
+        was_soft = self.is_soft
+        self.is_soft, self.is_hard = ratio >= SOFT, ratio >= HARD
+        if self.is_soft and not was_soft:
+            log.warning("new requests are refused: memory is at %.0f %% of its limit", ratio * 100)
+
+
+def overloaded(cause: str, message: str) -> Overloaded:
+    """Returns a counted refusal; those who are refused together come back at different times."""
+    SHED.labels(cause).inc()
+    wait = random.uniform(MIN_RETRY_SECONDS, MAX_RETRY_SECONDS)  # noqa: S311  # nothing secret
+    return Overloaded(message, retry_after_seconds=f"{wait:.2f}")
+
+
+def memory_limit(settings: Settings) -> int:
+    """Returns how much memory this process may have: as set, else its part of the cgroup's; 0 for any."""
+    if settings.memory_limit_bytes:
+        return settings.memory_limit_bytes
+    for path in _CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(path.read_text())
+            return limit // settings.gateway_workers if limit < MAX_LIMIT_BYTES else 0
+    return 0
+
+
+def resident_bytes() -> int:
+    """Returns the memory of this process; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _is_small(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    length = next((value for name, value in headers if name == b"content-length"), b"")
+    return length.isdigit() and int(length) <= SMALL_BYTES
+
+
+def _give_back() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # an allocator of another system
+        ctypes.CDLL(None).malloc_trim(0)
