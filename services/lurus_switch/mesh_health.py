@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
+from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lurus.routing.v1 import routing_pb2
@@ -54,12 +55,21 @@ class Queue:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Reliance:
+    """Something that a process depends on, as that process sees it."""
+
+    process: str
+    row: routing_pb2.DependencyStatus
+
+
 @dataclass(slots=True)
 class Health:
     """All of it."""
 
     probes: list[Probe] = field(default_factory=list)
     queues: list[Queue] = field(default_factory=list)
+    reliances: list[Reliance] = field(default_factory=list)
     routes: list[routing_pb2.CandidateExplanation] = field(default_factory=list)
     route_problem: str = ""
 
@@ -76,10 +86,19 @@ async def mesh_health(mesh: Mesh) -> Health:
         checks += [_http("ready", name, address, "/ready", lock) for name, address in run.ops.items()]
         checks += [_store(name, address, lock) for name, address in run.stores.items()]
     ops = run.ops if run else {}
-    probes, queues, (routes, problem) = await asyncio.gather(
-        asyncio.gather(*checks), asyncio.gather(*map(_queues, ops, ops.values())), _routes(mesh)
+    probes, queues, reliances, (routes, problem) = await asyncio.gather(
+        asyncio.gather(*checks),
+        asyncio.gather(*map(_queues, ops, ops.values())),
+        asyncio.gather(*map(_reliances, ops, ops.values())),
+        _routes(mesh),
     )
-    return Health(list(probes), [row for rows in queues for row in rows], routes, problem)
+    return Health(
+        list(probes),
+        [row for rows in queues for row in rows],
+        [row for rows in reliances for row in rows],
+        routes,
+        problem,
+    )
 
 
 async def _timed(
@@ -176,6 +195,18 @@ async def _queues(process: str, address: str) -> list[Queue]:
         for name, labels, value in samples(body.decode(errors="replace"))
         if name in QUEUES and (value or not name.startswith("lurus_parked"))
     ]
+
+
+async def _reliances(process: str, address: str) -> list[Reliance]:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            status, body = await fetch(address, "/status")
+        if status != 200:
+            return []
+        found = json_format.Parse(body, routing_pb2.GetStatusResponse(), ignore_unknown_fields=True)
+    except (OSError, TimeoutError, json_format.ParseError):
+        return []
+    return [Reliance(process, row) for row in found.dependencies]
 
 
 def samples(text: str) -> list[tuple[str, Mapping[str, str], float]]:

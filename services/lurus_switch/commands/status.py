@@ -10,7 +10,7 @@ from lurus.routing.v1 import routing_pb2
 from lurus_switch.commands.options import AsJson, DataDir
 from lurus_switch.failures import UNREACHABLE
 from lurus_switch.mesh import Mesh, run
-from lurus_switch.mesh_health import Health, Probe, Queue, is_usable, mesh_health
+from lurus_switch.mesh_health import Health, Probe, Queue, Reliance, is_usable, mesh_health
 from lurus_switch.output import Column, enum_word, print_table, short_duration, to_json
 from lurus_switch.places import Place, ProcessRow
 
@@ -19,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command()
 def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
-    """Shows processes, who answers and how fast, what waits in queues, and which routes are closed.
+    """Shows processes, who answers and how fast, what they depend on, what waits, which routes are closed.
 
     Ends with 0 if all is well, with 3 if something does not answer or is not ready.
     """
@@ -36,6 +36,11 @@ def status(as_json: AsJson = False, data_dir: DataDir = None) -> None:
     run(command, data_dir)
 
 
+def _is_well(health: Health) -> bool:
+    is_online = all(found.row.mode == routing_pb2.MODE_ONLINE for found in health.reliances)
+    return is_online and not any(probe.problem for probe in health.probes)
+
+
 def _print(place: Place, health: Health) -> None:
     if place.run is None:
         print(f"No mesh of `lurus up` runs in {place.data_dir}; these are the addresses of the settings.\n")
@@ -46,6 +51,9 @@ def _print(place: Place, health: Health) -> None:
         print_table(_PROCESS_COLUMNS, rows, "")
         print()
     print_table(_PROBE_COLUMNS, health.probes, "")
+    if health.reliances:
+        print()
+        print_table(_RELIANCE_COLUMNS, health.reliances, "")
     if health.queues:
         print()
         print_table(_QUEUE_COLUMNS, health.queues, "")
@@ -54,6 +62,8 @@ def _print(place: Place, health: Health) -> None:
     if len(workers) > 1:
         print(f"(routes as one of {len(workers)} workers sees them)")
     _print_routes(health)
+    if _is_well(health) and not health.route_problem:
+        typer.secho("\nAll is well.", fg="green")
 
 
 def _print_routes(health: Health) -> None:
@@ -81,6 +91,10 @@ def _tree(place: Place, health: Health) -> dict[str, Any]:
             {"kind": row.kind, "name": row.name, "address": row.address, "problem": row.problem}
             | {"latency_seconds": row.latency_seconds}
             for row in health.probes
+        ],
+        "is_well": _is_well(health),
+        "dependencies": [
+            {"process": found.process, **json.loads(to_json(found.row))} for found in health.reliances
         ],
         "queues": [
             {"process": row.process, "metric": row.metric, "what": row.what, "value": row.value}
@@ -114,6 +128,15 @@ _PROBE_COLUMNS: list[Column[Probe]] = [
     ("ADDRESS", lambda row: row.address),
     ("LATENCY", _latency),
     ("PROBLEM", lambda row: row.problem),
+]
+_RELIANCE_COLUMNS: list[Column[Reliance]] = [
+    ("PROCESS", lambda found: found.process),
+    ("DEPENDS ON", lambda found: found.row.name),
+    ("MODE", lambda found: enum_word(routing_pb2.Mode.DESCRIPTOR, found.row.mode)),
+    ("AGE", lambda found: short_duration(found.row, "age")),
+    ("BACKLOG", lambda found: str(found.row.backlog_count or "")),
+    ("LAG", lambda found: short_duration(found.row, "lag")),
+    ("PROBLEM", lambda found: found.row.problem),
 ]
 _QUEUE_COLUMNS: list[Column[Queue]] = [
     ("PROCESS", lambda row: row.process),

@@ -1,0 +1,127 @@
+"""Everything behind the gateway is taken away, then the gateway is started anew: known keys go on."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import pytest
+from tests.end_to_end.test_kills import PATHS, books, log_rows
+from tests.support.mesh import Mesh, eventually, free_ports
+
+from lurus_common.secrets import new_api_key
+
+BEHIND = ("provider", "billing", "log", "postgres", "nats", "valkey", "clickhouse")
+WAIT_SECONDS = 60.0
+ROUNDS = 10
+
+
+class Outage:
+    """What clients see of a gateway, and the requests that were answered."""
+
+    def __init__(self, mesh: Mesh, revoked: str) -> None:
+        self.served: list[str] = []
+        self._mesh = mesh
+        self._revoked = revoked
+
+    def show(self, base_url: str) -> None:
+        """Calls with a known key in all dialects, with an unknown one and with a revoked one."""
+        with httpx.Client(base_url=base_url, timeout=30) as client:
+            for number in range(ROUNDS):
+                for path, body in PATHS.items():
+                    sent = {**body, "stream": number % 2 == 0}
+                    answer = client.post(path, json=sent, headers=self._mesh.headers())
+                    assert answer.status_code == 200, f"{path}: {answer.text}"
+                    self.served.append(answer.headers["x-request-id"])
+            for path, body in PATHS.items():
+                assert self._status(client, path, body, new_api_key()) == 503
+                assert self._status(client, path, body, self._revoked) == 401
+            assert client.get("/ready").status_code == 200
+
+    @staticmethod
+    def _status(client: httpx.Client, path: str, body: object, key: str) -> int:
+        return client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code
+
+
+@contextmanager
+def gateway_again(environment: dict[str, str], mesh: Mesh) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Starts the gateway of a mesh whose supervisor is frozen: with its own state, on other ports."""
+    edge, routing, ops = free_ports(3)
+    ports = {"LURUS_EDGE_PORT": edge, "LURUS_ROUTING_PORT": routing, "LURUS_OPS_PORT": ops}
+    own = {name: value for name, value in environment.items() if not name.startswith("LISTEN_")}
+    given = {**own, **{name: str(port) for name, port in ports.items()}}
+    base_url = f"http://127.0.0.1:{edge}"
+
+    def is_up() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{ops}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with (mesh.data_dir / "gateway-again.out").open("ab") as output:
+        command = [sys.executable, "-m", "lurus_switch.targets", "gateway"]
+        process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
+    try:
+        eventually(is_up, WAIT_SECONDS)
+        yield process, base_url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def revoked_key(mesh: Mesh) -> str:
+    """Makes a key, revokes it, and waits until the gateway knows."""
+    made = mesh.rest("POST", "keys", json={"account_id": "acct_default"})
+    key_id, secret = made["key"]["key_id"], made["secret"]
+    mesh.rest("POST", f"keys/{key_id}:revoke", json={})
+
+    def is_known() -> bool:
+        headers = {"authorization": f"Bearer {secret}"}
+        return mesh.http.get("/v1/models", headers=headers).status_code == 401
+
+    eventually(is_known, WAIT_SECONDS)
+    return str(secret)
+
+
+def agree(mesh: Mesh, served: list[str]) -> bool:
+    """Whether every request that was answered is booked once and logged once, and nothing else is."""
+    try:
+        booked = books(mesh)
+        return set(served) == set(booked) and booked == log_rows(mesh) and min(booked.values()) > 0
+    except (AssertionError, httpx.HTTPError) as error:
+        if "twice" in str(error):
+            raise
+        return False
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.row("F31")
+def test_known_keys_work_while_everything_behind_the_gateway_is_gone(own_mesh: Mesh) -> None:
+    mesh = own_mesh
+    assert mesh.process is not None
+    outage = Outage(mesh, revoked_key(mesh))
+    first = mesh.http.post("/v1/messages", json=PATHS["/v1/messages"], headers=mesh.headers())
+    outage.served.append(first.headers["x-request-id"])
+    keys = mesh.data_dir / "last-good" / "keys"
+    eventually(lambda: keys.exists() and keys.with_name("providers").exists(), WAIT_SECONDS)
+    gateway = psutil.Process(mesh.pid("gateway"))
+    environment = gateway.environ()
+    supervisor = psutil.Process(mesh.process.pid)
+    supervisor.suspend()  # so that nothing comes back
+    try:
+        for name in BEHIND:
+            mesh.kill(name)
+        outage.show(mesh.base_url)
+        mesh.kill("gateway")
+        with gateway_again(environment, mesh) as (process, base_url):
+            outage.show(base_url)
+            process.terminate()
+            assert process.wait(WAIT_SECONDS) == 0
+        with gateway_again(environment, mesh) as (_, base_url):
+            outage.show(base_url)
+    finally:
+        supervisor.resume()
+    eventually(mesh.answers, WAIT_SECONDS)
+    eventually(lambda: agree(mesh, outage.served), WAIT_SECONDS)
