@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Mapping
 
 import msgspec
 from aiohttp import ClientResponse
@@ -243,14 +242,24 @@ class Call:
         )
 
     def _decision(self) -> bytes:
-        rows: list[Mapping[str, object]] = [_decision_row(candidate) for candidate in self.plan.candidates]
-        rows += [{**_decision_row(skip.candidate), "skipReason": skip.reason} for skip in self.plan.skipped]
-        text = msgspec.json.encode({"candidates": rows[:MAX_DECISION_CANDIDATES]}) if rows else b""
+        """The plan as JSON, with names as in `ExplainRouteResponse`."""
+        plan = self.plan
+        rows = [_decision_row(candidate, plan) for candidate in plan.candidates]
+        rows += [{**_decision_row(skip.candidate, plan), "skipReason": skip.reason} for skip in plan.skipped]
+        if not rows:
+            return b""
+        text = msgspec.json.encode(
+            {
+                "candidates": rows[:MAX_DECISION_CANDIDATES],
+                "policy": "least_latency" if plan.latencies else "weight",
+                "isLastResort": plan.is_last_resort,
+            }
+        )
         return text if len(text) <= MAX_DECISION_BYTES else b""
 
 
-def _decision_row(candidate: Candidate) -> dict[str, object]:
-    return {
+def _decision_row(candidate: Candidate, plan: Plan) -> dict[str, object]:
+    row: dict[str, object] = {
         "providerId": candidate.provider_id,
         "credentialId": candidate.credential_id,
         "upstreamModel": candidate.upstream_model,
@@ -259,6 +268,12 @@ def _decision_row(candidate: Candidate) -> dict[str, object]:
         "weight": candidate.weight,
         "dialect": candidate.dialect.value,
     }
+    if candidate.key in plan.reserve:
+        row["isReserve"] = True
+    latency = plan.latencies.get(candidate.key)
+    if latency is not None:
+        row["latencyDuration"] = f"{latency:.3f}s"
+    return row
 
 
 def duration(seconds: float) -> Duration:

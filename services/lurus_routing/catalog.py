@@ -7,6 +7,7 @@ service tells of a change.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -20,6 +21,7 @@ from lurus.provider.v1.provider_pb2 import (
     ProviderQuirks,
     WatchProvidersResponse,
 )
+from lurus.routing.v1.routing_pb2 import CandidateExplanation
 from lurus.usage.v1 import usage_pb2
 from lurus_common.matching import Match, ModelRules
 from lurus_common.money import PPM
@@ -51,6 +53,16 @@ DEFAULT_WEIGHT = 100
 _UNKNOWN_MODEL = Model()
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """Whom to ask for a list of models, and how."""
+
+    provider_id: str
+    base_url: str
+    dialect: Dialect
+    secret: str = field(repr=False)
+
+
 class Catalog:
     """A whole set of providers, models and prices, with the credentials opened."""
 
@@ -68,6 +80,7 @@ class Catalog:
         self._settings = settings
         enabled = [provider for provider in providers if not provider.is_disabled]
         self._providers = sorted(enabled, key=lambda provider: (provider.level or 1, provider.provider_id))
+        self._by_id = {provider.provider_id: provider for provider in enabled}
         self._rules = {provider.provider_id: ModelRules(provider) for provider in enabled}
         self._secrets = {provider.provider_id: _open_all(provider, settings) for provider in enabled}
         self._matches: OrderedDict[tuple[int, str], list[Candidate]] = OrderedDict()
@@ -77,6 +90,30 @@ class Catalog:
     def providers(self) -> list[Provider]:
         """Enabled providers by level, then id."""
         return self._providers
+
+    def probe_target(self, provider_id: str, credential_id: str) -> ProbeTarget | None:
+        """Returns how a credential can be probed; None if it is gone, or its provider is not to be probed."""
+        secret = self._secrets.get(provider_id, {}).get(credential_id)
+        provider = self._by_id.get(provider_id)
+        if secret is None or provider is None or provider.limits.no_probes:
+            return None
+        dialect = _BY_NUMBER[provider.dialects[0]]
+        return ProbeTarget(provider_id, provider.base_url.rstrip("/"), dialect, secret)
+
+    def credentials(self) -> dict[tuple[str, str], CandidateExplanation]:
+        """Returns what is known of each enabled credential, whatever the model."""
+        return {
+            (provider.provider_id, credential_id): CandidateExplanation(
+                provider_id=provider.provider_id,
+                credential_id=credential_id,
+                level=provider.level or DEFAULT_LEVEL,
+                weight=provider.weight or DEFAULT_WEIGHT,
+                tags=sorted(provider.tags),
+                max_concurrency=max(provider.limits.max_concurrency, 0),
+            )
+            for provider in self._providers
+            for credential_id in self._secrets[provider.provider_id]
+        }
 
     def goes_by_latency(self, model: str) -> bool:
         """Whether the fastest candidate of a level is asked first, rather than by weight."""

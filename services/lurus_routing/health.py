@@ -177,21 +177,22 @@ class Health:
         """Calls to a provider that run now."""
         return self._live[provider_id]
 
-    def keys(self) -> Iterable[RouteKey]:
+    def routes(self) -> Iterable[RouteKey]:
         """All routes that were ever asked, or failed."""
         return self._routes.keys()
 
-    def resting(self, now: float) -> Iterator[RouteKey]:
-        """Routes whose breaker is open and could be woken; benched credentials whose refusal could be past.
+    def resting(self, now: float, seconds: float) -> Iterator[RouteKey]:
+        """Routes that could be woken: their breakers are open, or their credentials benched for a refusal.
 
-        The latter with an empty model.
+        Those that have rested for `seconds`; a credential with an empty model.
         """
         for key, route in self._routes.items():
             breaker = route.breaker
-            if breaker.is_open and not breaker.was_woken and now < breaker.open_until:
+            has_rested = breaker.is_open and breaker.opened + seconds <= now < breaker.open_until
+            if has_rested and not breaker.was_woken:
                 yield key
         for credential, bench in self._benches.items():
-            if bench.status == REFUSED_STATUS and now < bench.until:
+            if bench.status == REFUSED_STATUS and bench.since + seconds <= now < bench.until:
                 yield (*credential, "")
 
     def wake(self, key: RouteKey, now: float) -> bool:

@@ -68,6 +68,7 @@ class Relay:
         # Nobody has confirmed it for longer than the settings allow.
         self.is_catalog_too_old = False
         self.health = Health()
+        self.worker_id = settings.worker_id
         self._builder = CatalogBuilder(settings)
         self._settings = settings
         self._keys = keys

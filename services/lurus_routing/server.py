@@ -17,6 +17,7 @@ from lurus_common.settings import Settings
 from lurus_routing.follow import follow_keys, follow_providers
 from lurus_routing.limit_exchange import shared_limits
 from lurus_routing.outbox import Outbox
+from lurus_routing.probing import Prober
 from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.servicer import RoutingServicer
 from lurus_routing.upstream import open_session
@@ -64,6 +65,7 @@ class _Routing(NamedTuple):
 
 
 def _wire(settings: Settings, routing: _Routing, life: Life, drain_seconds: float) -> Any:
+    routing.servicer.board.end_with(life.ending)
     return grpc_service(
         settings,
         settings.routing_port,
@@ -111,6 +113,9 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
                 worker.look_after_orphans(),
                 worker.relay.tend(),
                 worker.watch_itself(),
+                Prober(
+                    session, worker.relay.health, lambda: worker.relay.catalog, settings.probe_seconds
+                ).run(),
             )
         )
         stack.push_async_callback(worker.stop)

@@ -5,31 +5,21 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
-
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1 import routing_pb2 as pb
 from lurus.routing.v1.routing_pb2_grpc import RoutingServiceServicer
 from lurus.usage.v1 import usage_pb2
 from lurus_common import matching
-from lurus_common.errors import DependencyUnavailable, NotBuiltYet, NotFound
+from lurus_common.errors import DependencyUnavailable, NotFound
 from lurus_common.rpc import bearer_token
 from lurus_common.status import Status
-from lurus_dialects.translation import DIALECTS
 from lurus_routing import typed_calls
-from lurus_routing.breaker import State
-from lurus_routing.call import duration
-from lurus_routing.candidate import Candidate
+from lurus_routing.board import RouteBoard
 from lurus_routing.catalog import Catalog
+from lurus_routing.explain import explained, set_price
 from lurus_routing.keys import KeyTable
-from lurus_routing.plan import make_plan
+from lurus_routing.plan import Plan, make_plan
 from lurus_routing.relay import Relay
-
-_BREAKER_STATES = {
-    State.CLOSED: pb.BREAKER_STATE_CLOSED,
-    State.OPEN: pb.BREAKER_STATE_OPEN,
-    State.HALF_OPEN: pb.BREAKER_STATE_HALF_OPEN,
-}
 
 
 class RoutingServicer(RoutingServiceServicer):
@@ -40,6 +30,7 @@ class RoutingServicer(RoutingServiceServicer):
         self._keys = keys
         self._admin_token = admin_token
         self._status = status
+        self.board = RouteBoard(relay.health, lambda: relay.catalog, relay.worker_id)
 
     def Relay(self, request: pb.RelayRequest, context: Any) -> AsyncIterator[pb.RelayResponse]:
         # Handed on, not looped over: who closes it closes the call itself.
@@ -62,15 +53,38 @@ class RoutingServicer(RoutingServiceServicer):
             if not matching.allows(grant.allowed_models, request.model):
                 return pb.ExplainRouteResponse()
         matches = catalog.candidates(request.dialect, request.model)
-        now = time.monotonic()
-        plan = make_plan(matches, self._relay.health, now, session or request.session_id, random.random)
+        by_latency = catalog.goes_by_latency(request.model)
+        plan = make_plan(
+            matches,
+            self._relay.health,
+            time.monotonic(),
+            session or request.session_id,
+            random.random,
+            by_latency=by_latency,
+        )
+        return pb.ExplainRouteResponse(
+            candidates=self._explained(catalog, request, plan),
+            policy="least_latency" if by_latency else "weight",
+            is_last_resort=plan.is_last_resort,
+        )
+
+    def _explained(
+        self, catalog: Catalog, request: pb.ExplainRouteRequest, plan: Plan
+    ) -> list[pb.CandidateExplanation]:
+        rows = []
         choices = [(candidate, "") for candidate in plan.candidates]
-        choices += [(skip.candidate, skip.reason) for skip in plan.skipped]
-        rows = [
-            self._explain(candidate, reason, now, bool(request.dialect) and not candidate.is_relay)
-            for candidate, reason in choices
-        ]
-        return pb.ExplainRouteResponse(candidates=rows)
+        for candidate, reason in [*choices, *((skip.candidate, skip.reason) for skip in plan.skipped)]:
+            row = explained(
+                candidate,
+                reason,
+                self._relay.health,
+                time.monotonic(),
+                is_translated=bool(request.dialect) and not candidate.is_relay,
+                is_reserve=candidate.key in plan.reserve,
+            )
+            set_price(row, catalog, candidate, request.model, time.time_ns())
+            rows.append(row)
+        return rows
 
     def StreamChat(
         self, request: chat_pb2.StreamChatRequest, context: Any
@@ -90,11 +104,10 @@ class RoutingServicer(RoutingServiceServicer):
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         return self._status.message()
 
-    async def WatchRoutes(
+    def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Any
     ) -> AsyncIterator[pb.WatchRoutesResponse]:
-        raise _not_built("WatchRoutes")
-        yield  # type: ignore[unreachable]  # makes this a stream
+        return self.board.watch()
 
     def _catalog(self) -> Catalog:
         if self._relay.catalog is None:
@@ -106,26 +119,6 @@ class RoutingServicer(RoutingServiceServicer):
         if self._admin_token and self._admin_token in credentials:
             return []
         return (await self._keys.authenticate(credentials)).allowed_models
-
-    def _explain(
-        self, candidate: Candidate, skip_reason: str, now: float, is_translated: bool
-    ) -> pb.CandidateExplanation:
-        health = self._relay.health
-        bench = health.bench(candidate.key[:2], now)
-        remaining: Duration | None = duration(bench.until - now) if bench else None
-        return pb.CandidateExplanation(
-            provider_id=candidate.provider_id,
-            credential_id=candidate.credential_id,
-            upstream_model=candidate.upstream_model,
-            rule=candidate.rule,
-            level=candidate.level,
-            weight=candidate.weight,
-            skip_reason=skip_reason,
-            breaker=_BREAKER_STATES[health.state(candidate.key, now)],
-            bench_duration=remaining,
-            dialect=DIALECTS[candidate.dialect],
-            is_translated=is_translated,
-        )
 
 
 def _model(catalog: Catalog, name: str, dialects: set[int]) -> pb.ServedModel:
@@ -143,7 +136,3 @@ def _model(catalog: Catalog, name: str, dialects: set[int]) -> pb.ServedModel:
         if model.HasField("release_time"):
             served.release_time.CopyFrom(model.release_time)
     return served
-
-
-def _not_built(method: str) -> NotBuiltYet:
-    return NotBuiltYet(f"{method} is not built yet", method=f"lurus.routing.v1.RoutingService/{method}")

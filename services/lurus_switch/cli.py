@@ -44,6 +44,7 @@ ENTRIES = {
     "ask": Entry("ask", "Sends one prompt and streams the answer to the terminal.", _USE),
     "models": Entry("routes", "Lists the models that a key can use.", _USE),
     "explain": Entry("routes", "Tells where a request would go now, and why not elsewhere.", _WATCH),
+    "routes": Entry("routes", "The state of every route: breakers, benches, latencies; live.", _WATCH),
     "logs": Entry("logs", "The request log: what was asked, who answered, what it cost.", _WATCH, True),
     "stats": Entry("stats", "Requests, errors, tokens, cost and latency, grouped.", _WATCH),
     "top": Entry("top", "An account's money and its requests, live.", _WATCH),

@@ -17,15 +17,29 @@ from lurus_common.errors import (
     InvalidRequest,
     KeyInvalid,
     LurusError,
-    NotBuiltYet,
     NotFound,
+    Overloaded,
 )
 from lurus_common.rpc import error_of
 from lurus_common.settings import Settings
-from lurus_routing import follow
-from tests.support.scripted_upstream import plain
+from lurus_routing import breaker, follow
+from lurus_routing.board import MAX_WATCHERS, RouteBoard
+from lurus_routing.health import Health
+from tests.support.scripted_upstream import Exchange, plain, stream
 
-from .rig import ADMIN_TOKEN, ANTHROPIC, CHAT, MakeRig, Rig, make_provider, plain_answer, refusal, until
+from .rig import (
+    ADMIN_TOKEN,
+    ANTHROPIC,
+    CHAT,
+    MakeRig,
+    Rig,
+    events_of,
+    make_provider,
+    plain_answer,
+    refusal,
+    stream_request,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -113,12 +127,154 @@ class TestExplainRoute:
         )
 
 
-class TestNotBuilt:
-    async def test_they_say_so(self, rig: Rig) -> None:
+class Watching:
+    """What a watcher knows, message by message."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.call = rig.stub.WatchRoutes(routing_pb2.WatchRoutesRequest(), metadata=ADMIN)
+        self.rows: dict[tuple[str, str], routing_pb2.CandidateExplanation] = {}
+        self.snapshot_count = 0
+
+    async def until(self, condition: Any) -> Any:
+        """Reads until something is true of the rows."""
+        async with asyncio.timeout(30):
+            while not (found := condition(self.rows)):
+                message = await self.call.read()
+                if message.is_snapshot:
+                    self.rows, self.snapshot_count = {}, self.snapshot_count + 1
+                self.rows.update({(row.provider_id, row.upstream_model): row for row in message.candidates})
+        return found
+
+
+class TestWatchRoutes:
+    async def test_it_tells_all_and_then_what_changes(self, pair: Rig) -> None:
+        watching = Watching(pair)
+        await watching.until(lambda rows: set(rows) == {("one", ""), ("two", "")})
+        pair.upstream.script = plain("{}", 401)
+        pair.other.script = stream([0.05, *events_of(ANTHROPIC)])
+        await pair.relay(stream_request(ANTHROPIC))
+        benched = await watching.until(lambda rows: rows["one", ""].skip_reason and rows["one", ""])
+        assert (benched.skip_reason, benched.bench_duration.seconds) == (
+            "benched: credential refused with 401",
+            59,
+        )
+        asked = await watching.until(lambda rows: rows.get(("two", "m-1")))
+        assert asked.breaker == routing_pb2.BREAKER_STATE_CLOSED
+        assert asked.latency_duration.ToMilliseconds() >= 50
+        assert watching.snapshot_count == 1
+        pair.provider.tell(deleted_provider_ids=["one"])
+        await watching.until(lambda rows: ("one", "") not in rows)
+        assert watching.snapshot_count == 2
+        watching.call.cancel()
+
+    async def test_a_breaker_is_seen_to_open(self, pair: Rig) -> None:
+        watching = Watching(pair)
+        pair.upstream.script = plain("{}", 500)
+        pair.other.script = plain(plain_answer(ANTHROPIC))
+        for _ in range(6):
+            await pair.relay()
+        row = await watching.until(lambda rows: (row := rows.get(("one", "m-1"))) and row.skip_reason and row)
+        assert (row.breaker, row.skip_reason) == (routing_pb2.BREAKER_STATE_OPEN, "breaker open")
+        watching.call.cancel()
+
+    async def test_nobody_makes_it_grow(self) -> None:
+        """A watcher that never reads holds its place, and nothing else; there are so many places."""
+        health = Health()
+        board = RouteBoard(health, lambda: None, "worker-0")
+        watchers = [board.watch() for _ in range(MAX_WATCHERS)]
+        for watcher in watchers:
+            assert (await anext(watcher)).is_snapshot
+        with pytest.raises(Overloaded):
+            await anext(board.watch())
+        await watchers[0].aclose()  # type: ignore[attr-defined]
+        late = board.watch()
+        assert (await anext(late)).is_snapshot
+
+    async def test_it_is_for_operators(self, rig: Rig) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in rig.stub.WatchRoutes(routing_pb2.WatchRoutesRequest(), metadata=ADMIN):
-                pass
-        assert isinstance(error_of(caught.value), NotBuiltYet)
+            await rig.stub.WatchRoutes(routing_pb2.WatchRoutesRequest()).read()
+        assert isinstance(error_of(caught.value), KeyInvalid)
+
+
+class TestProbes:
+    """Providers that rest are asked for their list of models."""
+
+    SECONDS = 0.2
+
+    @staticmethod
+    def answering(lists: int, calls: int) -> Any:
+        """Lists answer with one status, calls with another one."""
+
+        async def script(exchange: Exchange) -> None:
+            status = lists if exchange.request.method == "GET" else calls
+            await plain(plain_answer(ANTHROPIC) if status == 200 else b"{}", status)(exchange)
+
+        return script
+
+    @staticmethod
+    def count(rig: Rig, method: str) -> int:
+        return sum(request.method == method for request in rig.upstream.requests)
+
+    async def test_a_breaker_lets_its_probe_pass_and_is_closed_by_that_only(self, make_rig: MakeRig) -> None:
+        rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}}, probe_seconds=self.SECONDS)
+        rig.other.script = plain(plain_answer(ANTHROPIC))
+        rig.upstream.script = self.answering(500, 500)
+        for _ in range(6):
+            assert (await rig.relay()).end.provider_id == "two"
+        await until(lambda: self.count(rig, "GET") >= 2)  # failed ones change nothing
+        assert (await rig.relay()).end.provider_id == "two"
+        assert self.count(rig, "POST") == breaker.FAILURES_IN_A_ROW
+        rig.upstream.script = self.answering(200, 500)
+        request = rig.upstream.requests[-1]
+        assert (request.target, request.header("x-api-key")) == (
+            "/v1/models",
+            "sk-upstream-canary-one-default",
+        )
+        await until(lambda: self.count(rig, "GET") >= 4)
+        # It gives lists and answers no calls: one call has found that out, and no other one does.
+        for _ in range(5):
+            assert (await rig.relay()).end.provider_id == "two"
+        assert self.count(rig, "POST") == breaker.FAILURES_IN_A_ROW + 1
+
+    async def test_the_one_that_is_back_is_asked_again(self, make_rig: MakeRig) -> None:
+        rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}}, probe_seconds=self.SECONDS)
+        rig.other.script = plain(plain_answer(ANTHROPIC))
+        rig.upstream.script = self.answering(200, 500)
+        for _ in range(5):
+            await rig.relay()
+        rig.upstream.script = self.answering(200, 200)
+        async with asyncio.timeout(20):  # less than the 30 s for which it is open
+            while (await rig.relay()).end.provider_id != "one":
+                await asyncio.sleep(0.01)
+
+    @pytest.mark.parametrize(("status", "is_lifted"), [(401, True), (402, False), (403, False), (429, False)])
+    async def test_a_list_lifts_the_bench_of_an_unknown_credential_only(
+        self, make_rig: MakeRig, status: int, is_lifted: bool
+    ) -> None:
+        rig = await make_rig({"one": {"level": 1}, "two": {"level": 2}}, probe_seconds=self.SECONDS)
+        rig.other.script = plain(plain_answer(ANTHROPIC))
+        rig.upstream.script = self.answering(200, status)
+        assert (await rig.relay()).end.provider_id == "two"
+        rig.upstream.script = self.answering(200, 200)
+        if is_lifted:
+            async with asyncio.timeout(20):
+                while (await rig.relay()).end.provider_id != "one":
+                    await asyncio.sleep(0.01)
+            return
+        await asyncio.sleep(3 * self.SECONDS)
+        assert (await rig.relay()).end.provider_id == "two"
+        assert self.count(rig, "GET") == 0
+
+    async def test_one_that_is_left_out_is_not_probed(self, make_rig: MakeRig) -> None:
+        limits = provider_pb2.ProviderLimits(no_probes=True)
+        rig = await make_rig(
+            {"one": {"level": 1, "limits": limits}, "two": {"level": 2}}, probe_seconds=self.SECONDS
+        )
+        rig.other.script = plain(plain_answer(ANTHROPIC))
+        rig.upstream.script = self.answering(200, 401)
+        await rig.relay()
+        await asyncio.sleep(3 * self.SECONDS)
+        assert self.count(rig, "GET") == 0
 
 
 class TestReadiness:

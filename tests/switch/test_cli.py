@@ -278,6 +278,20 @@ class TestLogs:
         assert "8 in, 49 out, 2 cache read" in out
         assert "UPSTREAM_FAILED" in out
 
+    def test_show_tells_the_plan_and_its_reasons(self, command: Run, mesh: ScriptedMesh) -> None:
+        rows = [
+            {"providerId": "p", "credentialId": "c", "level": 1, "latencyDuration": "0.120s"},
+            {"providerId": "q", "credentialId": "c", "level": 1, "skipReason": "benched: throttled"},
+        ]
+        decision = json.dumps({"candidates": rows, "policy": "least_latency"}).encode()
+        mesh.answers["GetLog"] = log_pb2.GetLogResponse(event=event(decision=decision))
+        out = command("logs", "show", REQUEST_ID)[1]
+        assert "plan (by least latency)" in out
+        assert "p/c" in out and "0.120s" in out and "not asked: benched: throttled" in out
+        for odd in (b"{", b"7", b'{"candidates": 7}', b'{"candidates": [7]}'):
+            mesh.answers["GetLog"] = log_pb2.GetLogResponse(event=event(decision=odd))
+            assert command("logs", "show", REQUEST_ID)[0] == 0
+
     def test_stats_have_a_column_for_each_group(self, command: Run, mesh: ScriptedMesh) -> None:
         row = log_pb2.StatsRow(model="m", request_count=1234, cost_nano_usd=5_000_000_000)
         row.bucket_time.FromSeconds(1_795_392_000)
@@ -384,6 +398,19 @@ class TestRoutes:
         assert code == 0
         assert "p/c" in out and "open" in out and "12.3 s" in out and "throttled" in out
         assert mesh.requests[-1].dialect == usage_pb2.DIALECT_ANTHROPIC
+
+    def test_routes_show_their_state(self, command: Run, mesh: ScriptedMesh) -> None:
+        row = routing_pb2.CandidateExplanation(
+            provider_id="p",
+            credential_id="c",
+            upstream_model="m",
+            breaker=routing_pb2.BREAKER_STATE_HALF_OPEN,
+        )
+        row.latency_duration.FromMilliseconds(120)
+        mesh.answers["WatchRoutes"] = [routing_pb2.WatchRoutesResponse(candidates=[row], is_snapshot=True)]
+        code, out, _ = command("routes")
+        assert code == 0
+        assert "p/c" in out and "half_open" in out and "120 ms" in out
 
     def test_models_are_those_of_the_key(self, command: Run, mesh: ScriptedMesh) -> None:
         model = routing_pb2.ServedModel(model_id="m", dialects=[usage_pb2.DIALECT_ANTHROPIC])

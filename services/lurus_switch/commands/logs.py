@@ -12,6 +12,7 @@ from lurus.log.v1 import log_pb2 as pb
 from lurus.usage.v1 import usage_pb2
 from lurus_switch.amounts import usd
 from lurus_switch.commands import fields, options
+from lurus_switch.commands.decision import print_decision
 from lurus_switch.commands.options import AsJson, DataDir, Limit
 from lurus_switch.mesh import Mesh, run, whole_list
 from lurus_switch.output import (
@@ -131,6 +132,7 @@ def show(
         if as_json:
             return print_json(found.event)
         _show(found.event)
+        print_decision(found.event.decision)
         return print_table(ATTEMPT_COLUMNS, found.event.attempts, "no provider was called")
 
     run(command, data_dir)
