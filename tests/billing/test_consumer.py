@@ -193,6 +193,41 @@ async def test_a_repeat_that_the_bus_does_not_know_any_more_debits_once(
     assert REGISTRY.get_sample_value("lurus_settlement_conflicts_total") == before + 1
 
 
+# Field 9000, five bytes: of a version that is yet to come.
+OF_TOMORROW = b"\xc2\xb2\x04\x05hello"
+
+
+@pytest.mark.row("F46")
+async def test_events_of_an_older_and_of_a_newer_version_are_booked(
+    pool: asyncpg.Pool,
+    jetstream: JetStreamContext,
+    nats_url: str,
+    ledger_store: LedgerStore,
+    account_id: str,
+    make_event: Make,
+) -> None:
+    newer = make_event(account_id, 9)
+    full = make_event(account_id, 30)
+    older = UsageEvent()
+    for name in (
+        "request_id",
+        "account_id",
+        "event_time",
+        "cost_nano_usd",
+        "tokens",
+        "token_source",
+        "terminal",
+    ):
+        if full.HasField(name) if full.DESCRIPTOR.fields_by_name[name].message_type else True:
+            older.MergeFrom(UsageEvent(**{name: getattr(full, name)}))
+    for event, more in ((newer, OF_TOMORROW), (older, b"")):
+        payload = event.SerializeToString() + more
+        await bus.publish(jetstream, event.request_id, bus.subject_of(event), payload)
+    async with consuming(nats_url, ledger_store):
+        await eventually(lambda: all_acked(jetstream))
+    assert await balance(pool, account_id) == -39
+
+
 async def test_usage_of_nobody_is_booked_as_debt(
     pool: asyncpg.Pool,
     jetstream: JetStreamContext,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.fault_matrix.certificates import Authority
 from tests.faults.provider import FaultyProvider
 from tests.faults.threads import FaultLoop
 from tests.support.bad_input import BROKEN, INTERNALS
@@ -89,8 +90,9 @@ class Answer:
 class FaultRig:
     """The mesh and the provider."""
 
-    def __init__(self, mesh: Mesh, loop: FaultLoop, provider: FaultyProvider) -> None:
+    def __init__(self, mesh: Mesh, loop: FaultLoop, provider: FaultyProvider, authority: Authority) -> None:
         self.mesh = mesh
+        self.authority = authority
         self.loop = loop
         self.provider = provider
         self.http = httpx.Client(base_url=mesh.base_url, headers=mesh.headers(), timeout=30)
@@ -202,8 +204,11 @@ def running_rig(data_dir: Path) -> Iterator[FaultRig]:
     loop, provider = FaultLoop(), FaultyProvider()
     loop.run(provider.start())
     try:
-        with Mesh(data_dir, **TIMERS) as mesh:
-            rig = FaultRig(mesh, loop, provider)
+        mesh = Mesh(data_dir, **TIMERS)
+        authority = Authority(data_dir)
+        mesh.environment["SSL_CERT_FILE"] = str(authority.path)  # The only one that it trusts.
+        with mesh:
+            rig = FaultRig(mesh, loop, provider, authority)
             for letter, is_streaming in itertools.product(CLIENTS, (True, False)):
                 name = own_name(letter, is_streaming)
                 rig.register(name, provider.url, f"{name}-*", "*")

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from tests.fault_matrix.rig import CLIENTS, PATHS, FaultRig, request
+from tests.faults.provider import FaultyProvider
 from tests.faults.proxy import FaultProxy
 from tests.support.mesh import eventually
 from tests.support.raw_http import RawConnection, request_bytes
@@ -246,3 +247,30 @@ def test_f15_a_client_that_closes_its_writing_side_has_left(fault_rig: FaultRig,
 def test_f44_a_name_without_an_address_goes_to_the_next(fault_rig: FaultRig) -> None:
     with fault_rig.chain(("https://no-such-name.invalid", "x"), ok(fault_rig)) as model:
         check_second_answers(fault_rig, "A", model)
+
+
+CERTIFICATES = {
+    "good": ("127.0.0.1", False),
+    "expired": ("127.0.0.1", True),
+    "of-another": ("other.example", False),
+}
+
+
+@pytest.mark.parametrize("kind", CERTIFICATES)
+def test_f45_a_certificate_that_is_not_right_is_never_called(fault_rig: FaultRig, kind: str) -> None:
+    host, is_expired = CERTIFICATES[kind]
+    secured = FaultyProvider()
+    secured.tls = fault_rig.authority.context(host, is_expired=is_expired)
+    fault_rig.loop.run(secured.start())
+    try:
+        with fault_rig.chain((secured.url, "fault-ok"), ok(fault_rig)) as model:
+            if kind == "good":
+                assert fault_rig.ask("A", model).record().provider_id == f"{model}-1"
+                return
+            check_second_answers(fault_rig, "A", model)
+        with fault_rig.chain((secured.url, "fault-ok")) as model:
+            for client in CLIENTS:
+                fault_rig.ask(client, model).check_error(502)
+        assert secured.requests == []
+    finally:
+        fault_rig.loop.run(secured.stop())

@@ -14,6 +14,7 @@ is needed to find the end of a request.
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -205,6 +206,8 @@ class ScriptedUpstream:
         # What a script raised, other than because its peer had left.
         self.failures: list[BaseException] = []
         self.port = 0
+        # Speaks TLS with these certificates, if they are set before the start.
+        self.tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -212,12 +215,12 @@ class ScriptedUpstream:
     @property
     def url(self) -> str:
         """The base URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listens, on the port of the last time if there was one."""
         self._server = await asyncio.start_server(
-            self._accept, "127.0.0.1", self.port, limit=2**20, backlog=BACKLOG
+            self._accept, "127.0.0.1", self.port, limit=2**20, backlog=BACKLOG, ssl=self.tls
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
