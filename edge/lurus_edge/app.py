@@ -15,7 +15,7 @@ from lurus_common.errors import InternalError, LurusError, MethodNotAllowed, Pat
 from lurus_common.ids import new_id
 from lurus_common.rpc import error_of
 from lurus_common.telemetry import Readiness, exposition
-from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import FIXED
 from lurus_dialects.errors import dialect_of_path, http_error
 from lurus_edge.models import Models
 from lurus_edge.relay import Relays
@@ -23,13 +23,6 @@ from lurus_edge.transcode import REST_PREFIX, Transcoder
 
 log = logging.getLogger(__name__)
 
-LLM_PATHS = {
-    "/v1/messages": Dialect.ANTHROPIC,
-    "/v1/messages/count_tokens": Dialect.ANTHROPIC,
-    "/v1/chat/completions": Dialect.OPENAI_CHAT,
-    "/v1/responses": Dialect.OPENAI_RESPONSES,
-    "/v1/responses/input_tokens": Dialect.OPENAI_RESPONSES,
-}
 MAX_SHOWN_PATH = 256
 TELEMETRY_OFF = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
@@ -51,12 +44,13 @@ class EdgeApp(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Returns the whole application, the LLM routes before everything else."""
         relays = self._relays
-        llm_routes = _llm_routes(relays)
+        llm_routes, route_of_id = _llm_routes(relays), relays.route_of_id
         others = super().build_middleware_stack()
 
         async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
             # The raw path: one that is spelled with escapes is another path.
-            llm_route = llm_routes.get(scope.get("raw_path", b""))
+            raw_path = scope.get("raw_path", b"")
+            llm_route = llm_routes.get(raw_path) or route_of_id(raw_path)
             if llm_route is not None:
                 await llm_route(scope, receive, send)
             else:
@@ -89,8 +83,8 @@ def make_app(
 
 def _llm_routes(relays: Relays) -> dict[bytes, ASGIApp]:
     routes: dict[bytes, ASGIApp] = {}
-    for path, dialect in LLM_PATHS.items():
-        route = relays.route(dialect, path)
+    for path, endpoint in FIXED.items():
+        route = relays.route(path, endpoint)
         routes[path.encode()] = routes[path.removeprefix("/v1").encode()] = route
     return routes
 

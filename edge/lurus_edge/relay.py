@@ -16,6 +16,7 @@ from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import (
     InternalError,
+    InvalidRequest,
     LurusError,
     MethodNotAllowed,
     Overloaded,
@@ -26,6 +27,7 @@ from lurus_common.ids import new_id
 from lurus_common.rpc import error_of
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Endpoint, endpoint_of
 from lurus_dialects.errors import http_error, stream_error
 from lurus_edge.bodies import read_body
 from lurus_edge.departure import ClientGone, Departure
@@ -40,6 +42,9 @@ DIALECTS = {
     Dialect.OPENAI_CHAT: usage_pb2.DIALECT_OPENAI_CHAT,
     Dialect.OPENAI_RESPONSES: usage_pb2.DIALECT_OPENAI_RESPONSES,
 }
+# Where ids stand in paths; a longer path is none of them.
+ID_PATHS = (b"/v1/responses/", b"/responses/", b"/v1/messages/batches/", b"/messages/batches/")
+MAX_ID_PATH_BYTES = 320
 RESTARTING = "the gateway is being restarted"
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 EVENT_END_BYTES = 4
@@ -67,10 +72,19 @@ class Relays:
         self.held_body_bytes = 0
         self.is_draining = False
         self.live: set[Exchange] = set()
+        self._metrics = {dialect: DialectMetrics(dialect) for dialect in DIALECTS}
 
-    def route(self, dialect: Dialect, path: str) -> "RelayRoute":
+    def route(self, path: str, endpoint: Endpoint) -> "RelayRoute":
         """Returns the ASGI application that serves `path`, which has the prefix `/v1`."""
-        return RelayRoute(self, dialect, path, DialectMetrics(dialect))
+        return RelayRoute(self, path, endpoint, self._metrics[endpoint.dialect])
+
+    def route_of_id(self, raw_path: bytes) -> "RelayRoute | None":
+        """Returns what serves a path with an id in it, None if nothing does."""
+        if not raw_path.startswith(ID_PATHS) or len(raw_path) > MAX_ID_PATH_BYTES:
+            return None
+        path = "/v1" + raw_path.decode("latin-1").removeprefix("/v1")
+        endpoint = endpoint_of(path)
+        return None if endpoint is None else self.route(path, endpoint)
 
     def cut(self) -> None:
         """Ends all live exchanges with the error event of their dialect: the drain limit is reached."""
@@ -81,9 +95,10 @@ class Relays:
 class RelayRoute:
     """One LLM route, as a raw ASGI application."""
 
-    def __init__(self, relays: Relays, dialect: Dialect, path: str, metrics: DialectMetrics) -> None:
+    def __init__(self, relays: Relays, path: str, endpoint: Endpoint, metrics: DialectMetrics) -> None:
         self.relays = relays
-        self.dialect = dialect
+        self.dialect = endpoint.dialect
+        self.methods = endpoint.methods
         self.path = path
         self.metrics = metrics
 
@@ -149,6 +164,8 @@ class Exchange:
         self._check(inbound)
         relays = self._relays
         body = await read_body(self._receive, inbound.content_coding, relays.max_body_bytes, self._hold_body)
+        if body and self._scope["method"] != "POST":
+            raise InvalidRequest("a request of this method has no body")
         if self._is_cut:
             raise Overloaded(RESTARTING)
         call = relays.stub.Relay(self._request(inbound, body))
@@ -171,13 +188,14 @@ class Exchange:
         method = self._scope["method"]
         if method == "GET" and inbound.upgrade == b"websocket":
             raise WebsocketUnsupported("websockets are not served here; use HTTP")
-        if method != "POST":
-            raise MethodNotAllowed("this path takes POST only", allow="POST")
+        if method not in self._route.methods:
+            allow = ", ".join(self._route.methods)
+            raise MethodNotAllowed(f"this path takes {allow} only", allow=allow)
         self._relays.shedder.check(len(self._relays.live), self._scope["headers"])
         check_content_type(inbound.content_type)
 
     def _request(self, inbound: Inbound, body: bytes) -> RelayRequest:
-        client = self._scope["client"]
+        client, method = self._scope["client"], self._scope["method"]
         return RelayRequest(
             dialect=DIALECTS[self._route.dialect],
             path=self._route.path,
@@ -186,6 +204,7 @@ class Exchange:
             body=body,
             credentials=inbound.credentials(self._route.dialect),
             client_address=client[0] if client else "",
+            method="" if method == "POST" else method,
         )
 
     async def _forward(self, responses: AsyncIterable[RelayResponse]) -> None:

@@ -120,6 +120,12 @@ class PreviousResponseNotFound(LurusError):
     code, reason = "NOT_FOUND", "PREVIOUS_RESPONSE_NOT_FOUND"
 
 
+class ResponseNotFound(LurusError):
+    """The caller's account has no answer of this id with any provider of ours."""
+
+    code, reason = "NOT_FOUND", "RESPONSE_NOT_FOUND"
+
+
 class BalanceTooLow(LurusError):
     """The account's balance does not cover this request."""
 

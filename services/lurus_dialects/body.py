@@ -8,6 +8,7 @@ from lurus_dialects import loose
 from lurus_dialects.answer import Answer
 from lurus_dialects.anthropic import observe as anthropic
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Kind
 from lurus_dialects.openai_chat import observe as openai_chat
 from lurus_dialects.openai_responses import observe as openai_responses
 
@@ -16,6 +17,8 @@ _READERS: Final = {
     Dialect.OPENAI_CHAT: openai_chat,
     Dialect.OPENAI_RESPONSES: openai_responses,
 }
+
+_OF_ANY_SHAPE: Final = frozenset({Kind.STORED, Kind.BATCHES})
 
 
 class BodyUsage(Answer):
@@ -34,8 +37,14 @@ class BodyUsage(Answer):
         self.terminal_seen = True
 
 
-def body_usage(dialect: Dialect, body: bytes) -> BodyUsage:
-    """Returns what a plain JSON body of a provider says; never raises."""
+def body_usage(dialect: Dialect, body: bytes, kind: Kind = Kind.CHAT) -> BodyUsage:
+    """Returns what a plain JSON body of a provider says; never raises.
+
+    Args:
+        dialect: of the provider.
+        body: what it answered.
+        kind: what it was asked for: a list of vectors, an item of a store and a chat look different.
+    """
     found = BodyUsage(dialect)
     value = loose.decode(body)
     if not isinstance(value, dict):
@@ -46,8 +55,10 @@ def body_usage(dialect: Dialect, body: bytes) -> BodyUsage:
         found.is_error = True
         found.note_error(body)
         return found
-    found.is_answer = found.terminal_ok = reader.observe_body(found, value)
-    if not found.is_answer:
+    is_chat = reader.observe_body(found, value)
+    is_list = kind is Kind.EMBEDDINGS and isinstance(value.get("data"), list)
+    found.is_answer = found.terminal_ok = is_chat or is_list or kind in _OF_ANY_SHAPE
+    if not (is_chat or is_list):
         return found
     found.response_id = loose.text_of(value, "id")
     found.response_model = loose.text_of(value, "model")

@@ -110,6 +110,8 @@ _FORMS: Final[dict[str, _Form]] = {
     "CONFLICT": _refusal(409, "conflict_error", "idempotency_conflict"),
     "UNTRANSLATABLE": _refusal(400, "invalid_request_error", "unsupported_parameter"),
     "PREVIOUS_RESPONSE_NOT_FOUND": _refusal(400, "invalid_request_error", "previous_response_not_found"),
+    # OpenAI says it without a code.
+    "RESPONSE_NOT_FOUND": _refusal(404, "not_found_error", None),
     "BALANCE_TOO_LOW": _SPENT,
     "QUOTA_EXCEEDED": _SPENT,
     "RATE_LIMITED": _Form(

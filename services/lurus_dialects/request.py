@@ -18,6 +18,7 @@ import msgspec
 
 from lurus_common.errors import InvalidRequest
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Kind
 from lurus_dialects.usage import estimated_tokens
 
 MAX_MODEL_CHARACTERS = 512
@@ -45,6 +46,8 @@ _TOKEN_LIMIT_FIELDS: Final = {
     Dialect.OPENAI_CHAT: ("max_completion_tokens", "max_tokens"),
     Dialect.OPENAI_RESPONSES: ("max_output_tokens",),
 }
+_WITH_TURNS: Final = frozenset({Kind.CHAT, Kind.COUNT})
+_NEVER_STREAMED: Final = frozenset({Kind.COMPACT, Kind.EMBEDDINGS})
 # What stands in for `input` in a Responses request.
 _INPUT_SUBSTITUTES: Final = ("previous_response_id", "conversation", "prompt")
 
@@ -97,17 +100,19 @@ class Peek:
         parts = [
             bytes(self.members[name]) for name in ("system", "instructions", "tools") if name in self.members
         ]
-        if self.dialect is Dialect.OPENAI_CHAT:
+        if self.dialect is Dialect.OPENAI_CHAT and "messages" in self.members:
             messages = msgspec.json.decode(self.members["messages"], type=list[msgspec.Raw])
             parts.append(bytes(messages[0]))
         return b"\n".join(parts)
 
 
-def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
+def peek(dialect: Dialect, body: bytes, kind: Kind = Kind.CHAT) -> Peek:
     """Returns what routing needs of a request body.
 
     Args:
-        counts_only: the request asks for a count of its tokens and needs no limit on the output.
+        dialect: of the path.
+        body: JSON.
+        kind: of the path: counts need no limit on the output, and only a chat has turns that must be there.
 
     Raises:
         InvalidRequest: the body is not JSON, or a field that is interpreted
@@ -115,13 +120,14 @@ def peek(dialect: Dialect, body: bytes, *, counts_only: bool = False) -> Peek:
     """
     members, spans, end = locate(body)
     model = _model(members)
-    _require_turns(dialect, members)
+    if kind in _WITH_TURNS:
+        _require_turns(dialect, members)
     is_anthropic = dialect is Dialect.ANTHROPIC
     return Peek(
         dialect=dialect,
         model=model,
-        is_streaming=_flag(members, "stream"),
-        max_tokens=None if counts_only else _token_limit(dialect, members),
+        is_streaming=kind not in _NEVER_STREAMED and _flag(members, "stream"),
+        max_tokens=None if kind is Kind.COUNT else _token_limit(dialect, members),
         asks_for_usage=dialect is Dialect.OPENAI_CHAT and _asks_for_usage(members),
         has_tools=_is_filled_list(members.get("tools")),
         user_id=_hint(_object(members, "metadata"), "user_id") if is_anthropic else "",

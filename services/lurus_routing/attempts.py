@@ -20,7 +20,7 @@ from lurus_common.errors import (
     UpstreamTimeout,
 )
 from lurus_dialects.dialect import Dialect
-from lurus_dialects.headers import upstream_request_id
+from lurus_dialects.headers import to_client, upstream_request_id
 from lurus_dialects.upstream_errors import (
     FailureClass,
     blames_form,
@@ -36,6 +36,7 @@ from lurus_routing.health import ON_TRIAL, Health, Permit
 from lurus_routing.outcome import Answered, Failure, begin_stream, counted, refused, whole_answer
 from lurus_routing.outgoing import Outgoing, Prepared
 from lurus_routing.retry import MAX_TOLD_SECONDS, budget, capped, retry_wait
+from lurus_routing.stored import is_passed_on
 from lurus_routing.upstream import (
     MAX_BODY_BYTES,
     ConnectionLost,
@@ -198,6 +199,7 @@ class Attempts:
                 prepared.body,
                 deadline,
                 call.alarm,
+                prepared.method,
             )
             attempt.http_status = response.status
             outcome = await self._read_begin(call, candidate, outgoing, prepared, response, deadline)
@@ -208,7 +210,7 @@ class Attempts:
             log.exception("beginning the answer to %s failed", call.request_id)
             metrics.count_defect(outgoing.client, prepared.dialect)
             outcome = Failure(FailureClass.GATEWAY, InternalError("internal error"))
-        if isinstance(outcome, Failure) or outcome.watcher is None:
+        if isinstance(outcome, Failure) or not (outcome.watcher or outcome.is_passed_on):
             call.close_upstream()
             call.response = None
         if isinstance(outcome, Answered):
@@ -232,6 +234,8 @@ class Attempts:
             return await begin_stream(call, outgoing, prepared, response, headers, deadline)
         if prepared.is_gathered and response.content_type == EVENT_STREAM:
             return await gathered(call, prepared, response, headers, candidate.idle_seconds, deadline)
+        if is_passed_on(prepared.dialect, call.request.path):
+            return Answered(response.status, to_client(headers), b"", is_passed_on=True)
         body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES, call.alarm)
         if outgoing.counts_only:
             return counted(prepared, response.status, headers, body)

@@ -18,11 +18,14 @@ from lurus_common.ids import new_id
 from lurus_common.money import PPM
 from lurus_common.prices import DatedPrice, PriceList
 from lurus_dialects.answer import Answer
+from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Endpoint, id_in
 from lurus_dialects.request import Peek
-from lurus_routing import charge
+from lurus_routing import charge, debts
 from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Permit
+from lurus_routing.held import Debt, Held
 from lurus_routing.leases import Reservation
 from lurus_routing.plan import Plan
 from lurus_routing.rate_limiter import Admission
@@ -38,6 +41,7 @@ _NOBODY = KeyGrant()
 _NO_PRICES = PriceList(())
 _NO_PLAN = Plan([], [])
 _NANO = 1_000_000_000
+_TRUE = msgspec.Raw(b"true")
 
 
 class Call:
@@ -50,6 +54,12 @@ class Call:
         self.start = time.monotonic()
         self.headers = {header.name: header.value for header in request.headers}
         self.grant = _NOBODY
+        # What it asks for; None if it came typed.
+        self.endpoint: Endpoint | None = None
+        # Nothing that it is told is charged to it: what it asks of a provider was made by another request.
+        self.is_free = False
+        # What it asks for is held there, and perhaps not charged yet.
+        self.asks_holder: Held | None = None
         self.peeked = peeked
         self.prices = _NO_PRICES
         self.plan = _NO_PLAN
@@ -86,6 +96,8 @@ class Call:
         # The final event, and when it is durable.
         self.receipt: UsageEvent | None = None
         self.settled: asyncio.Future[None] | None = None
+        # Whether it has ended, so that no more of its answer will be seen.
+        self.is_over = False
         self._worker_id = worker_id
         self._fixed: UsageEvent | None = None
 
@@ -148,6 +160,39 @@ class Call:
         )
         return tokens.input + tokens.cache_read + writes + tokens.output
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether the provider goes on with an answer of which this call has not seen the usage."""
+        answer, peeked = self.answer, self.peeked
+        if answer is None or peeked is None or peeked.dialect is not Dialect.OPENAI_RESPONSES or self.is_free:
+            return False
+        if peeked.members.get("background") != _TRUE or answer.final_usage_seen:
+            return False
+        if not id_in(f"{debts.PATH}/{answer.response_id}"):
+            return False  # Nobody could ask for it.
+        return self.candidate is not None and self.candidate.is_relay and not debts.is_finished(answer)
+
+    def debt(self) -> Debt | None:
+        """Returns what a later request will have to charge, None if this one has charged it."""
+        if not self.is_owed or self.peeked is None or self.candidate is None:
+            return None
+        return Debt(
+            account_id=self.grant.account_id,
+            key_id=self.grant.key_id,
+            request_id=self.request_id,
+            start_ns=self.start_ns,
+            estimated_input_tokens=self.peeked.estimated_input_tokens(),
+            multipliers_ppm=(self.candidate.cost_multiplier_ppm, self.grant.price_multiplier_ppm or PPM),
+        )
+
+    def charge_of_another(self) -> UsageEvent | None:
+        """Returns the event that charges for the answer that this call asked for; None if nothing is owed."""
+        held, answer = self.asks_holder, self.answer
+        if held is None or held.debt is None or answer is None:
+            return None
+        is_whole = debts.is_finished(answer) and answer.final_usage_seen
+        return debts.charged(held, held.debt, answer, self.prices) if is_whole else None
+
     def price(self) -> DatedPrice | None:
         """The price in effect when the request arrived."""
         if self.candidate is None:
@@ -207,6 +252,10 @@ class Call:
 
     def _add_usage(self, event: UsageEvent) -> None:
         answer, candidate = self.answer, self.candidate
+        if self.is_free or (self.is_over and self.is_owed):
+            # What it was told of is, or will be, charged by an event of its own.
+            event.charge_reason = usage_pb2.CHARGE_REASON_NOTHING_SERVED
+            return
         found = charge.counted(answer, self.terminal, self.peeked)
         tokens, event.token_source = found
         event.charge_reason = charge.reason(self.terminal, event.token_source, self.grant.settlement_policy)

@@ -47,6 +47,8 @@ class Candidate:
     is_drained: bool = False
     # What is left out of requests, or written into them.
     params: tuple[Param, ...] = field(default=(), repr=False, compare=False)
+    # What it serves beside its dialects: `lurus.provider.v1.ExtraEndpoint`.
+    extra_endpoints: frozenset[int] = frozenset()
 
     @property
     def names_model(self) -> bool:

@@ -51,6 +51,8 @@ MAX_TIMER_SECONDS = 86_400.0
 DEFAULT_LEVEL = 1
 DEFAULT_WEIGHT = 100
 _UNKNOWN_MODEL = Model()
+# Of a match that none was needed for.
+_NO_RULE = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,30 @@ class Catalog:
             wants_streams=provider.quirks.wants_streams,
             is_drained=provider.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN,
             params=_params(provider.quirks),
+            extra_endpoints=frozenset(provider.extra_endpoints),
         )
+
+    def holder(
+        self, provider_id: str, credential_id: str, dialect: int, upstream_model: str
+    ) -> Candidate | None:
+        """Returns an enabled credential of a provider that speaks `dialect`, whatever models it serves."""
+        provider = next((found for found in self._providers if found.provider_id == provider_id), None)
+        secret = self._secrets.get(provider_id, {}).get(credential_id)
+        if provider is None or secret is None or dialect not in provider.dialects:
+            return None
+        match = Match(upstream_model, "", _NO_RULE)
+        targets = self._targets(provider, [dialect], upstream_model, match)
+        return self._candidate(provider, credential_id, secret, match, targets, is_relay=True)
+
+    def batches_for(self, account_id: str) -> Candidate | None:
+        """Returns where an account has its batches: at the only provider that names it, None if there is none."""
+        named = [provider for provider in self._providers if account_id in provider.batch_account_ids]
+        if len(named) != 1:
+            return None
+        provider_id = named[0].provider_id
+        # A batch is known to the account of the credential that made it: always the same one.
+        credential_id = next(iter(self._secrets[provider_id]), "")
+        return self.holder(provider_id, credential_id, usage_pb2.DIALECT_ANTHROPIC, "")
 
 
 class CatalogBuilder:

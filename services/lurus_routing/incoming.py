@@ -12,6 +12,7 @@ from lurus.routing.v1.routing_pb2 import RelayRequest
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import InvalidRequest, RequestTooLarge
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Endpoint, endpoint_of
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
@@ -31,28 +32,24 @@ _DIALECTS: Final = {
     usage_pb2.DIALECT_OPENAI_CHAT: Dialect.OPENAI_CHAT,
     usage_pb2.DIALECT_OPENAI_RESPONSES: Dialect.OPENAI_RESPONSES,
 }
-PATHS: Final = {
-    "/v1/messages": Dialect.ANTHROPIC,
-    COUNT_PATH: Dialect.ANTHROPIC,
-    "/v1/chat/completions": Dialect.OPENAI_CHAT,
-    "/v1/responses": Dialect.OPENAI_RESPONSES,
-    RESPONSES_COUNT_PATH: Dialect.OPENAI_RESPONSES,
-}
 # Visible ASCII without `#`; a token and a field value of RFC 9110.
 _QUERY = re.compile(r'[!"$-~]*')
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
-def check_incoming(request: RelayRequest, max_body_bytes: int) -> Dialect:
-    """Returns the dialect of a call.
+def check_incoming(request: RelayRequest, max_body_bytes: int) -> Endpoint:
+    """Returns what a call asks for.
 
     Raises:
         InvalidRequest, RequestTooLarge: it cannot be passed on as it is.
     """
-    dialect = PATHS.get(request.path)
-    if dialect is None or _DIALECTS.get(request.dialect) is not dialect:
+    endpoint = endpoint_of(request.path)
+    if endpoint is None or _DIALECTS.get(request.dialect) is not endpoint.dialect:
         raise InvalidRequest("path and dialect do not belong together", param="path")
+    method = request.method or "POST"
+    if method not in endpoint.methods or (request.body and method != "POST"):
+        raise InvalidRequest("path, method and body do not belong together", param="method")
     if len(request.body) > max_body_bytes:
         raise RequestTooLarge(f"the body is larger than {max_body_bytes} bytes", maximum_bytes=max_body_bytes)
     if len(request.query) > MAX_QUERY_CHARACTERS or not _QUERY.fullmatch(request.query):
@@ -60,7 +57,7 @@ def check_incoming(request: RelayRequest, max_body_bytes: int) -> Dialect:
     if len(request.credentials) > MAX_CREDENTIALS:
         raise InvalidRequest(f"more than {MAX_CREDENTIALS} credentials", param="credentials")
     _check_headers(request)
-    return dialect
+    return endpoint
 
 
 def _check_headers(request: RelayRequest) -> None:

@@ -15,6 +15,7 @@ from lurus_dialects import loose, translate
 from lurus_dialects.body import BodyUsage, body_usage
 from lurus_dialects.counting import count_answer
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Kind
 from lurus_dialects.headers import of_translated_answer, to_client
 from lurus_dialects.translated import TranslatedStream, lost_event_count, state_tokens
 from lurus_dialects.translation import AnswerWriter
@@ -23,6 +24,7 @@ from lurus_dialects.upstream_errors import FailureClass, failure_class, stream_e
 from lurus_dialects.watch import StreamWatcher
 from lurus_routing.call import Call
 from lurus_routing.outgoing import Outgoing, Prepared, Translation
+from lurus_routing.stored import with_relative_urls
 from lurus_routing.upstream import read_chunk
 
 MAX_LOSSY_PATH_CHARACTERS = 128
@@ -41,6 +43,8 @@ class Answered:
     body: bytes
     # Set for a stream only; its response is the call's then.
     watcher: StreamWatcher | TranslatedStream | None = None
+    # The body follows as it comes; its response is the call's then.
+    is_passed_on: bool = False
 
 
 @dataclass(slots=True)
@@ -172,7 +176,7 @@ def whole_answer(
     headers: list[tuple[str, str]],
     body: bytes,
 ) -> Answered | Failure:
-    found = body_usage(prepared.dialect, body)
+    found = body_usage(prepared.dialect, body, outgoing.kind)
     if found.is_error:
         return refused(stream_error_status(found.error_body), headers, body)
     if not found.is_answer or outgoing.is_streaming:
@@ -184,6 +188,8 @@ def whole_answer(
             call.note_failed_usage(found)
             return _nonsense(headers)
         body = translated
+    if outgoing.kind is Kind.BATCHES:
+        body = with_relative_urls(body)
     call.answer = found
     return Answered(status, shown_headers(call, prepared, headers, is_streaming=False), body)
 

@@ -18,6 +18,7 @@ from lurus_common.settings import Settings
 from lurus_dialects import translate
 from lurus_dialects.counting import count_body
 from lurus_dialects.dialect import Dialect
+from lurus_dialects.endpoints import Kind
 from lurus_dialects.foreign_thinking import without_foreign_thinking
 from lurus_dialects.headers import to_other_dialect, to_upstream
 from lurus_dialects.params import Param, with_params
@@ -30,6 +31,7 @@ from lurus_routing.incoming import COUNT_PATHS
 
 _THINKING: Final = frozenset({chat_pb2.CHAT_REASONING_MODE_ADAPTIVE, chat_pb2.CHAT_REASONING_MODE_BUDGET})
 _RULES: Final = frozenset({chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER})
+_ABOUT_STORES: Final = frozenset({Kind.STORED, Kind.BATCHES})
 MAX_BODY_AT_ONCE_BYTES: Final = 512 * 1024
 STRICT: Final = "x-lurus-strict"
 _CHAT_PATHS: Final = {
@@ -76,6 +78,7 @@ class Prepared:
     replaced_fields: tuple[str, ...] = ()
     # A stream is asked for, and the client wants a plain answer.
     is_gathered: bool = False
+    method: str = "POST"
 
 
 class Outgoing:
@@ -97,6 +100,7 @@ class Outgoing:
         self._thinks_first = call.thinks_first or peeked.wants_thinking
         # Count requests tell nothing about a model's health and are never charged.
         self.counts_only = request.path in COUNT_PATHS
+        self.kind = call.endpoint.kind if call.endpoint is not None else Kind.CHAT
         # A chat client that did not ask for its usage is not shown the chunk that states it.
         self.strips_usage = self.client is Dialect.OPENAI_CHAT and not peeked.asks_for_usage
         self._call = call
@@ -154,6 +158,11 @@ class Outgoing:
 
     def _relayed(self, candidate: Candidate) -> Prepared:
         peeked = self._peeked
+        if self.kind in _ABOUT_STORES:
+            request = self._call.request
+            return Prepared(
+                peeked.dialect, self._target, self._headers, request.body, method=request.method or "POST"
+            )
         body = splice_model(self._call.request.body, peeked, candidate.upstream_model)
         body = without_foreign_thinking(peeked.dialect, body, candidate.provider_id, candidate.upstream_model)
         replaced: list[str] = []
@@ -175,7 +184,8 @@ class Outgoing:
         )
 
     def _is_gathered(self, candidate: Candidate) -> bool:
-        return candidate.wants_streams and not (self.is_streaming or self.counts_only)
+        is_chat = self.kind is Kind.CHAT
+        return candidate.wants_streams and is_chat and not self.is_streaming
 
     def _with_params(self, candidate: Candidate, body: bytes) -> tuple[bytes, list[str]]:
         # A count is of what the client sends: nothing is written into it.

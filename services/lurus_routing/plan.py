@@ -12,6 +12,9 @@ from lurus_routing.latency import band
 MAX_SKIPS = 100
 _EJECTED = frozenset({BREAKER_OPEN, BREAKER_PROBED})
 
+# Nearer than any other.
+_AT_HOME = -1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -55,6 +58,7 @@ def make_plan(
     now: float,
     session: str,
     chance: Callable[[], float],
+    moved_to: tuple[str, str] | None = None,
     *,
     by_latency: bool = False,
 ) -> Plan:
@@ -62,7 +66,8 @@ def make_plan(
 
     Without a session weighted chance stands for the affinity.
     The same session meets the same candidate first as long as it is healthy,
-    whichever worker asks: no state is shared for that. With `by_latency` that
+    whichever worker asks. One that a failover has moved stays with the
+    credential `moved_to`, among candidates of one level. With `by_latency` this
     holds among those that are about as fast as the fastest of their level; the
     slower ones follow, the fastest first.
     """
@@ -73,14 +78,25 @@ def make_plan(
         usable, skipped = _divide(matches, health, now, is_last_resort=True)
     latencies = {row.key: health.latency(row.key, now) for row in usable} if by_latency else {}
     if len(usable) > 1:
-        _sort(usable, session, chance, latencies)
+        _sort(usable, session, chance, latencies, moved_to)
     if reserve:
-        _sort(reserve, session, chance, {})
+        _sort(reserve, session, chance, {}, moved_to)
         kept = {candidate.key for candidate in reserve}
         skipped = [skip for skip in skipped if skip.candidate.key not in kept]
         usable += reserve
     keys = frozenset(candidate.key for candidate in reserve)
     return Plan(usable, skipped, is_last_resort, keys, latencies)
+
+
+def first_choice(
+    matches: Sequence[Candidate], session: str, moved_to: tuple[str, str] | None = None
+) -> Candidate:
+    """Returns whom a session would meet first if all were healthy."""
+
+    def rank(candidate: Candidate) -> tuple[tuple[int, bool], float]:
+        return _group(candidate), _distance(candidate, session, lambda: 1.0, moved_to)
+
+    return min(matches, key=rank)
 
 
 def _divide(
@@ -128,6 +144,7 @@ def _sort(
     session: str,
     chance: Callable[[], float],
     latencies: Mapping[RouteKey, float | None],
+    moved_to: tuple[str, str] | None,
 ) -> None:
     fastest: dict[tuple[int, bool], float] = {}
     for candidate in candidates:
@@ -139,7 +156,7 @@ def _sort(
     def rank(candidate: Candidate) -> tuple[tuple[int, bool], float, float]:
         group = _group(candidate)
         slowness = band(latencies.get(candidate.key), fastest.get(group, 0.0))
-        return group, slowness, _distance(candidate, session, chance)
+        return group, slowness, _distance(candidate, session, chance, moved_to)
 
     candidates.sort(key=rank)
 
@@ -148,8 +165,12 @@ def _group(candidate: Candidate) -> tuple[int, bool]:
     return candidate.level, not candidate.is_relay
 
 
-def _distance(candidate: Candidate, session: str, chance: Callable[[], float]) -> float:
+def _distance(
+    candidate: Candidate, session: str, chance: Callable[[], float], moved_to: tuple[str, str] | None
+) -> float:
     """Weighted rendezvous: a candidate is nearest to its share of the weights of all sessions."""
+    if candidate.key[:2] == moved_to:
+        return _AT_HOME
     point = _point(session, candidate) if session else chance()
     return -math.log(max(point, 1e-300)) / candidate.share
 

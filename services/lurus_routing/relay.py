@@ -23,27 +23,34 @@ from lurus_common.errors import (
 )
 from lurus_common.money import PPM, Tokens, cost
 from lurus_common.settings import Settings
+from lurus_dialects.endpoints import Endpoint, Kind, id_in
 from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek, peek
 from lurus_routing import metrics
-from lurus_routing.affinity import NOT_THE_HOLDER, HeldAnswers
+from lurus_routing.affinity import NOT_THE_HOLDER, Continued, Holders, among, may_continue, serving
 from lurus_routing.attempts import Attempts, no_healthy_provider
+from lurus_routing.breaker import State
 from lurus_routing.call import Call
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
+from lurus_routing.collector import Collector
 from lurus_routing.counts import count_tokens
 from lurus_routing.drains import Drains
 from lurus_routing.health import Health
-from lurus_routing.incoming import COUNT_PATHS, PATHS, check_incoming
+from lurus_routing.held import Held
+from lurus_routing.incoming import COUNT_PATHS, check_incoming
 from lurus_routing.keys import KeyTable
 from lurus_routing.leases import Leases
+from lurus_routing.moves import Moves
 from lurus_routing.outbox import Outbox
 from lurus_routing.outcome import Answered
 from lurus_routing.outgoing import Outgoing, peek_typed, take_first_possible
-from lurus_routing.plan import make_plan
+from lurus_routing.plan import first_choice, make_plan
 from lurus_routing.rate_limiter import RateLimiter
-from lurus_routing.release import Release, finished
+from lurus_routing.release import Release, finished, whole
 from lurus_routing.settlement import Settlement
+from lurus_routing.shared import Shared
+from lurus_routing.stored import holder_of
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +70,7 @@ class Relay:
         leases: Leases,
         outbox: Outbox,
         limiter: RateLimiter,
+        shared: Shared | None = None,
     ) -> None:
         self.catalog: Catalog | None = None
         # Nobody has confirmed it for longer than the settings allow.
@@ -77,7 +85,9 @@ class Relay:
         self._limiter = limiter
         self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
-        self._held = HeldAnswers()
+        self._holders = Holders(shared)
+        self.moves = Moves(shared)
+        self.collector = Collector(session, self._settlement, self._holders, lambda: self.catalog)
         self._drains = Drains()
         self._live: set[Call] = set()
 
@@ -139,7 +149,8 @@ class Relay:
                 )
             yield _head(call, answered, self._limits_left(call))
             if release is None:
-                yield RelayResponse(data=answered.body)
+                async for data in whole(call, answered, self._settings):
+                    yield RelayResponse(data=data)
             else:
                 while released := await release.next():
                     yield RelayResponse(data=released)
@@ -162,7 +173,6 @@ class Relay:
     def _close(self, call: Call) -> None:
         """Gives back all that a call holds. Waits for nothing, so that nothing can prevent it."""
         self._live.discard(call)
-        self._held.learn(call)
         metrics.LIVE.dec()
         call.close_upstream()
         call.alarm.close()
@@ -171,19 +181,46 @@ class Relay:
         self._settlement.settle(call)
         if call.admission is not None:
             self._limiter.end(call.admission, call.used_tokens())
+        self._remember(call)
+
+    def _remember(self, call: Call) -> None:
+        """Notes what became of an answer that the provider keeps."""
+        self._holders.learn(call, is_over=True)
+        if (debt := call.debt()) is not None and call.answer is not None and call.candidate is not None:
+            held = Held(*call.candidate.key[:2], call.model, call.candidate.upstream_model, debt)
+            self.collector.watch(call.answer.response_id, held)
+        if call.asks_holder is not None and call.charge_of_another() is not None:
+            self.collector.forget(id_in(call.request.path), call.asks_holder)
 
     async def _answer(self, call: Call, typed: StreamChatRequest | None) -> Answered:
         """Returns an answer of which nothing has been released yet."""
         request = call.request
         counts_only = request.path in COUNT_PATHS
-        peeked = call.peeked
-        if peeked is None:
-            dialect = check_incoming(request, self._settings.max_body_bytes)
+        endpoint = None
+        if call.peeked is None:
+            endpoint = call.endpoint = check_incoming(request, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
         await self._limit(call, counts_only)
-        if peeked is None:
-            peeked = call.peeked = peek(dialect, request.body, counts_only=counts_only)
-        self._plan(call, peeked)
+        if endpoint is not None and endpoint.kind in (Kind.STORED, Kind.BATCHES):
+            answered = await self._ask_holder(call, endpoint)
+        else:
+            answered = await self._ask(call, typed, counts_only=counts_only)
+        call.http_status = answered.status
+        if answered.watcher is None and not answered.is_passed_on:
+            if call.answer is not None or counts_only:
+                call.terminal = finished(call.answer.stop_reason if call.answer else "")
+            call.note_release(len(answered.body))
+            await self._settlement.settle_durably(call)
+        return answered
+
+    async def _ask(self, call: Call, typed: StreamChatRequest | None, *, counts_only: bool) -> Answered:
+        """Asks whoever serves the model."""
+        peeked, endpoint = call.peeked, call.endpoint
+        if peeked is None and endpoint is not None:
+            peeked = call.peeked = peek(endpoint.dialect, call.request.body, endpoint.kind)
+        assert peeked is not None  # it came with a typed call
+        continued = await self._holders.continued_by(call) if may_continue(call, peeked) else None
+        matches, session = self._plan(call, peeked, continued)
         outgoing = Outgoing(call, peeked, self._settings, typed)
         if counts_only:
             answered = await count_tokens(self._attempts, call, outgoing)
@@ -191,13 +228,9 @@ class Relay:
             await take_first_possible(call, outgoing)
             await self._admit(call, peeked)
             answered = await self._attempts.answer(call, outgoing)
-        self._held.learn(call)
-        call.http_status = answered.status
-        if answered.watcher is None:
-            if call.answer is not None or counts_only:
-                call.terminal = finished(call.answer.stop_reason if call.answer else "")
-            call.note_release(len(answered.body))
-            await self._settlement.settle_durably(call)
+        self._holders.learn(call)
+        if session and (len(call.attempts) > 1 or call.plan.skipped):
+            self._note_move(call, matches, session)
         return answered
 
     async def _limit(self, call: Call, counts_only: bool) -> None:
@@ -210,38 +243,72 @@ class Relay:
 
     def _limits_left(self, call: Call) -> list[tuple[str, str]]:
         """Headers that tell a client of its limits, if it has any."""
-        dialect = PATHS.get(call.request.path)
-        if call.admission is None or dialect is None:
+        if call.admission is None or call.endpoint is None:
             return []
-        return self._limiter.headers(call.admission, dialect)
+        return self._limiter.headers(call.admission, call.endpoint.dialect)
 
-    def _plan(self, call: Call, peeked: Peek) -> None:
-        """Fills in candidates and prices."""
-        if call.grant.allowed_models and not matching.allows(call.grant.allowed_models, peeked.model):
-            raise ModelForbidden("this key may not use this model", model=peeked.model)
+    async def _ask_holder(self, call: Call, endpoint: Endpoint) -> Answered:
+        """Asks whoever keeps what the path names."""
+        catalog = self._known_catalog()
+        candidate = await holder_of(call, endpoint, self._holders, catalog)
+        assert call.peeked is not None  # filled in just now
+        call.plan = make_plan([candidate], self.health, time.monotonic(), "", random.random)
+        if not call.plan.candidates:
+            raise no_healthy_provider(self.health, [candidate], call.plan.is_last_resort)
+        if call.request.method == "DELETE" and call.asks_holder is not None:
+            await self.collector.collect_finally(id_in(call.request.path), call.asks_holder)
+        return await self._attempts.answer(call, Outgoing(call, call.peeked, self._settings))
+
+    def _note_move(self, call: Call, matches: list[Candidate], session: str) -> None:
+        """Keeps a session where it was answered, if its first choice has failed."""
+        first, chosen = first_choice(matches, session, self.moves.of(session)), call.candidate
+        if call.answer is None or chosen is None or chosen.key[:2] == first.key[:2]:
+            return
+        has_failed = any(
+            (attempt.provider_id, attempt.credential_id) == first.key[:2] for attempt in call.attempts
+        )
+        now = time.monotonic()
+        is_ill = (
+            self.health.bench(first.key[:2], now) or self.health.state(first.key, now) is not State.CLOSED
+        )
+        if (has_failed or is_ill) and chosen.level == first.level:
+            self.moves.note(session, chosen.key[:2])
+
+    def _known_catalog(self) -> Catalog:
         if self.catalog is None or self.is_catalog_too_old:
             raise DependencyUnavailable(
                 "the providers are not known yet", dependency="provider", retry_after_seconds=2
             )
-        matches = self.catalog.candidates(call.request.dialect, peeked.model)
+        return self.catalog
+
+    def _plan(self, call: Call, peeked: Peek, continued: Continued | None) -> tuple[list[Candidate], str]:
+        """Fills in candidates and prices; returns who fits, and what keeps the session where it is."""
+        if call.grant.allowed_models and not matching.allows(call.grant.allowed_models, peeked.model):
+            raise ModelForbidden("this key may not use this model", model=peeked.model)
+        catalog = self._known_catalog()
+        matches = serving(call, catalog.candidates(call.request.dialect, peeked.model))
         if not matches:
             raise ModelNotFound("no provider serves this model; see GET /v1/models", model=peeked.model)
-        matches = self._held.among(call, matches)
-        call.prices = self.catalog.prices
-        call.thinks_first = self.catalog.thinks_first(peeked.model)
-        call.affinity = _session(call, matches)
+        matches = among(call, matches, continued)
+        call.prices = catalog.prices
+        session = _session(call, matches)
+        moved_to = self.moves.of(session)
+        call.thinks_first = catalog.thinks_first(peeked.model)
+        call.affinity = session
         call.plan = make_plan(
             matches,
             self.health,
             time.monotonic(),
-            call.affinity,
+            session,
             random.random,
-            by_latency=self.catalog.goes_by_latency(peeked.model),
+            moved_to,
+            by_latency=catalog.goes_by_latency(peeked.model),
         )
         if not call.plan.candidates:
             raise no_healthy_provider(self.health, matches, call.plan.is_last_resort)
-        if not self._held.is_known(call):
+        if continued is not None and continued.held is None:
             call.plan.keep_first(NOT_THE_HOLDER)
+        return matches, session
 
     async def _admit(self, call: Call, peeked: Peek) -> None:
         """Reserves money, then makes the intent durable."""
@@ -317,9 +384,9 @@ def _note_error(call: Call, error: LurusError) -> None:
     call.error_reason = call.error_reason or error.reason
     if call.terminal == usage_pb2.TERMINAL_CLIENT_GONE:
         call.terminal = usage_pb2.TERMINAL_REFUSED
-    dialect = PATHS.get(call.request.path)
-    if dialect is not None and not call.http_status:
-        shown = http_error(dialect, error.reason, error.message, error.metadata, call.request_id)
+    endpoint = call.endpoint
+    if endpoint is not None and not call.http_status:
+        shown = http_error(endpoint.dialect, error.reason, error.message, error.metadata, call.request_id)
         call.http_status = shown.status
 
 

@@ -7,6 +7,7 @@ event is released, the usage row is durable.
 
 import logging
 import time
+from collections.abc import AsyncIterator
 
 from lurus.usage.v1 import usage_pb2
 from lurus_common.errors import InternalError, LurusError, UpstreamCut, UpstreamFailed, UpstreamTimeout
@@ -18,6 +19,7 @@ from lurus_routing import metrics
 from lurus_routing.call import Call
 from lurus_routing.health import Health
 from lurus_routing.incoming import PATHS
+from lurus_routing.outcome import Answered
 from lurus_routing.settlement import Settlement
 from lurus_routing.upstream import read_chunk
 
@@ -161,6 +163,30 @@ class Release:
         event = self._watcher.stream_error(error.reason, error.message, call.request_id)
         await self._settlement.settle_durably(call)
         return event
+
+
+async def whole(call: Call, answered: Answered, settings: Settings) -> AsyncIterator[bytes]:
+    """Gives an answer that is no stream: at once, or one that may have any size as it comes.
+
+    Raises:
+        UpstreamTimeout, UpstreamFailed: it broke off.
+    """
+    if not answered.is_passed_on:
+        yield answered.body
+        return
+    response, candidate = call.response, call.candidate
+    if response is None or candidate is None:
+        raise AssertionError("what is passed on has its candidate and its response")
+    call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
+    total_until = call.start + settings.stream_total_seconds
+    while chunk := await read_chunk(
+        response, min(time.monotonic() + candidate.idle_seconds, total_until), call.alarm
+    ):
+        call.note_release(len(chunk))
+        call.waits_for_client_since = time.monotonic()
+        yield chunk
+        call.waits_for_client_since = None
+    call.terminal = usage_pb2.TERMINAL_COMPLETE
 
 
 def finished(stop_reason: str) -> "usage_pb2.Terminal.ValueType":

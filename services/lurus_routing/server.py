@@ -20,6 +20,7 @@ from lurus_routing.outbox import Outbox
 from lurus_routing.probing import Prober
 from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.servicer import RoutingServicer
+from lurus_routing.shared import open_shared
 from lurus_routing.upstream import open_session
 from lurus_routing.worker import Worker
 
@@ -101,10 +102,16 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
         session = await stack.enter_async_context(open_session(settings.http_hosts()))
         limiter = RateLimiter(settings.gateway_workers, bool(settings.redis_url))
         await stack.enter_async_context(shared_limits(settings, limiter))
-        worker = Worker(settings, session, outbox, billing, limiter)
+        shared = None
+        if settings.redis_url:
+            shared = await stack.enter_async_context(open_shared(settings.redis_url, settings.key_pepper))
+        worker = Worker(settings, session, outbox, billing, limiter, shared)
+        sharing = [shared.send(), shared.follow(worker.relay.moves.take)] if shared is not None else []
         worker.restore()
         await stack.enter_async_context(
             _background(
+                *sharing,
+                worker.relay.collector.run(),
                 follow_keys(billing, worker.keys),
                 follow_providers(provider, worker.providers),
                 worker.keys.keeper.run(),

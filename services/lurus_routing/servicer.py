@@ -54,12 +54,14 @@ class RoutingServicer(RoutingServiceServicer):
                 return pb.ExplainRouteResponse()
         matches = catalog.candidates(request.dialect, request.model)
         by_latency = catalog.goes_by_latency(request.model)
+        session = session or request.session_id
         plan = make_plan(
             matches,
             self._relay.health,
             time.monotonic(),
-            session or request.session_id,
+            session,
             random.random,
+            self._relay.moves.of(session),
             by_latency=by_latency,
         )
         return pb.ExplainRouteResponse(

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
 
 from lurus.usage.v1.usage_pb2 import Tokens, UsageEvent
+from lurus_dialects.endpoints import endpoint_of
 from lurus_routing import metrics
 from lurus_routing.cache_loss import SessionCaches
 from lurus_routing.call import Call
-from lurus_routing.incoming import COUNT_PATHS, PATHS
+from lurus_routing.incoming import COUNT_PATHS
 from lurus_routing.leases import Leases
 from lurus_routing.outbox import Outbox
 
@@ -15,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # A stream that is over does not wait longer for a disk that cannot be written.
 DURABLE_SECONDS = 5.0
+# Of answers that were charged after their request. What is forgotten here, the ledger still takes only once.
+MAX_REMEMBERED_CHARGES = 10_000
 
 
 class Settlement:
@@ -24,6 +28,7 @@ class Settlement:
         self._leases = leases
         self._outbox = outbox
         self._caches = SessionCaches()
+        self._charges: OrderedDict[str, asyncio.Future[None]] = OrderedDict()
 
     def settle(self, call: Call) -> "asyncio.Future[None]":
         """Makes the final event durable, once; the future ends when it is.
@@ -33,6 +38,7 @@ class Settlement:
         """
         if call.settled is not None:
             return call.settled
+        call.is_over = True
         if call.affinity and call.candidate is not None:
             call.cached_elsewhere = self._caches.elsewhere(call.affinity, call.candidate.key[:2])
         event = call.event()
@@ -47,7 +53,21 @@ class Settlement:
                 self._leases.release(call.reservation)
         _count(call, event)
         call.settled = self._write(call, event)
+        if (owed := call.charge_of_another()) is not None:
+            # What the client waits for: what this call was told costs money, the call itself does not.
+            call.settled = self.charge(owed)
         return call.settled
+
+    def charge(self, event: UsageEvent) -> "asyncio.Future[None]":
+        """Makes an event durable that charges for another request's answer. Repeats do nothing."""
+        known = self._charges.get(event.request_id)
+        if known is not None:
+            return known
+        metrics.of_provider(event.provider_id).cost.inc(event.cost_nano_usd)
+        self._charges[event.request_id] = done = self._outbox.record(event)
+        if len(self._charges) > MAX_REMEMBERED_CHARGES:
+            self._charges.popitem(last=False)
+        return done
 
     async def settle_durably(self, call: Call) -> None:
         """Settles a call and waits until its event is on disk.
@@ -81,8 +101,8 @@ def _cache_writes(tokens: Tokens) -> int:
 
 
 def _count(call: Call, event: UsageEvent) -> None:
-    dialect = PATHS.get(event.path)
-    name = dialect.value if dialect else "typed" if event.path.startswith("/lurus.") else "none"
+    endpoint = endpoint_of(event.path)
+    name = endpoint.dialect.value if endpoint else "typed" if event.path.startswith("/lurus.") else "none"
     metrics.requests_of(name, event.terminal).inc()
     if not event.provider_id:
         return

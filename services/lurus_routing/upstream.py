@@ -80,8 +80,9 @@ async def send(
     body: bytes,
     until: float,
     alarm: Alarm,
+    method: str = "POST",
 ) -> ClientResponse:
-    """Posts a request and returns the answer's head, until `until` (monotonic).
+    """Makes a request and returns the answer's head, until `until` (monotonic).
 
     Raises:
         ConnectionLost: a connection ended before a status line.
@@ -91,9 +92,10 @@ async def send(
     timeout = ClientTimeout(total=None, sock_connect=candidate.connect_seconds)
     try:
         with alarm.by(until):
-            return await session.post(
+            return await session.request(
+                method,
                 URL(candidate.base_url + target, encoded=True),
-                data=body if len(body) <= MAX_BODY_AT_ONCE_BYTES else io.BytesIO(body),
+                data=(body if len(body) <= MAX_BODY_AT_ONCE_BYTES else io.BytesIO(body)) or None,
                 headers=[*headers, credential_header(dialect, candidate.secret)],
                 timeout=timeout,
                 allow_redirects=False,

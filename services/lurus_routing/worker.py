@@ -33,6 +33,7 @@ class Worker:
         outbox: open.
         billing: who lends, and knows keys.
         limiter: keeps the rate limits.
+        shared: what it tells the other workers; None if there are none to tell.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Worker:
         outbox: Outbox,
         billing: "BillingServiceAsyncStub",
         limiter: RateLimiter,
+        shared: Shared | None,
     ) -> None:
         self._settings = settings
         self._outbox = outbox
@@ -55,7 +57,7 @@ class Worker:
             settings.offline_lease_seconds,
             outbox,
         )
-        self.relay = Relay(settings, session, self.table, self._leases, outbox, limiter)
+        self.relay = Relay(settings, session, self.table, self._leases, outbox, limiter, shared)
         self.publisher = OutboxRelay(outbox, settings.nats_url, settings.worker_id)
         data_dir, pepper = Path(settings.data_dir), settings.key_pepper.encode()
         sealing_key = settings.credential_key_bytes()

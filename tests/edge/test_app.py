@@ -147,8 +147,12 @@ class TestPaths:
         "path",
         [
             "/v1/messages/", "//v1/messages", "/v1//messages", "/v1/messages/%2e%2e", "/V1/messages",
-            "/v1/%2e%2e/v1/messages", "/v1/Messages", "/v1/%6dessages", "/v1/messages/batches", "/v1/nothing",
-            "/docs", "/openapi.json", "/redoc", "/v1/responses/resp_1", "/metrics/", "/console/x",
+            "/v1/%2e%2e/v1/messages", "/v1/Messages", "/v1/%6dessages", "/v1/messages/batches/", "/v1/nothing",
+            "/docs", "/openapi.json", "/redoc", "/metrics/", "/console/x",
+            "/v1/responses/", "/v1/responses/..", "/v1/responses/%72esp_1", "/v1/responses/resp_1/",
+            "/v1/responses/resp_1%2fcancel", "/v1/responses/resp_1/nothing", "/v1/responses/a.b/cancel",
+            "/v1/responses//cancel", "/v1/responses/a/b/cancel", "/v1/v1/responses/resp_1/cancel",
+            "/v1/responses/" + "r" * 257, "/v1/messages/batches/b/../cancel",
         ],
     )  # fmt: skip
     async def test_b52_g17_other_paths_are_404_and_reach_nobody(self, edge: Any, path: str) -> None:
@@ -159,6 +163,42 @@ class TestPaths:
         assert (b'"type":"not_found_error"' if is_anthropic else b'"code":"unknown_url"') in answer
         assert b"\r\nx-request-id: req_" in answer
         assert b"location" not in answer.lower()
+        assert edge.routing.requests == []
+
+    @pytest.mark.parametrize(
+        ("path", "methods"),
+        [
+            ("/v1/responses/resp_1", ("GET", "DELETE")),
+            ("/responses/resp_1", ("GET", "DELETE")),
+            ("/v1/responses/resp_1/cancel", ("POST",)),
+            ("/v1/responses/resp-1_x/input_items", ("GET",)),
+            ("/v1/responses/compact", ("POST",)),
+            ("/responses/compact", ("POST",)),
+            ("/v1/messages/batches", ("GET", "POST")),
+            ("/v1/messages/batches/b_1", ("GET", "DELETE")),
+            ("/v1/messages/batches/b_1/cancel", ("POST",)),
+            ("/messages/batches/b_1/results", ("GET",)),
+            ("/v1/completions", ("POST",)),
+            ("/embeddings", ("POST",)),
+        ],
+    )
+    async def test_each_path_has_its_methods(self, edge: Any, path: str, methods: tuple[str, ...]) -> None:
+        for method in ("GET", "POST", "DELETE", "PUT", "HEAD"):
+            body = {"data": b"{}"} if method == "POST" else {}
+            status, headers, _ = await edge.call(method, path + "?after=x", headers=KEY, **body)
+            if method in methods:
+                assert status == 200
+                told = edge.routing.requests.pop()
+                assert (told.path, told.query) == ("/v1" + path.removeprefix("/v1"), "after=x")
+                assert (told.method or "POST", told.body) == (method, body.get("data", b""))
+            else:
+                assert (status, headers["allow"]) == (405, ", ".join(methods))
+        assert edge.routing.requests == []
+
+    async def test_a_get_has_no_body(self, edge: Any) -> None:
+        for method in ("GET", "DELETE"):
+            status, _, _ = await edge.call(method, "/v1/responses/resp_1", headers=KEY, data=b"{}")
+            assert status == 400
         assert edge.routing.requests == []
 
     async def test_g17_anthropic_version_implies_the_shape_of_an_unknown_path(self, edge: Any) -> None:

@@ -458,6 +458,6 @@ class TestLimits:
             assert (await edge.call("POST", CHAT, data=b" " * 1000, headers=JSON))[0] == 200
 
     def test_every_dialect_has_a_path(self) -> None:
-        from lurus_edge.app import LLM_PATHS
+        from lurus_dialects.endpoints import FIXED
 
-        assert set(LLM_PATHS.values()) == set(Dialect)
+        assert {endpoint.dialect for endpoint in FIXED.values()} == set(Dialect)

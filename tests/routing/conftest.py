@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from lurus.provider.v1 import provider_pb2
 from lurus_common.settings import Settings
 from lurus_switch.embedded import EmbeddedBackends
 
 from .rig import ADMIN_TOKEN, CREDENTIAL_KEY, PEPPER, PRICE, MakeRig, Rig
+from .workers import Workers
 
 KINDS = ("in process", "wire")
 
@@ -37,6 +39,26 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bus of these tests' own: the name of the stream is fixed."""
     with EmbeddedBackends.running(tmp_path_factory.mktemp("nats"), ("nats",)) as running:
         yield running.urls.nats_url
+
+
+@pytest.fixture(scope="package")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackends]:
+    """A Redis that tests may stop and kill; its URL is `urls.redis_url`."""
+    with EmbeddedBackends.running(tmp_path_factory.mktemp("valkey"), ("valkey",)) as running:
+        yield running
+
+
+@pytest.fixture
+async def workers(
+    one_loop: None, settings: Settings, redis_server: EmbeddedBackends
+) -> AsyncIterator[Workers]:
+    """An installation whose workers share a Redis; no worker runs yet."""
+    url = redis_server.urls.redis_url
+    redis = Redis.from_url(url)
+    await redis.flushall()
+    await redis.aclose()
+    async with Workers(msgspec.structs.replace(settings, redis_url=url)) as found:
+        yield found
 
 
 @pytest.fixture

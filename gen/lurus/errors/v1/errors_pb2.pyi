@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The provider's dialect cannot express a part of the request; `param` in the metadata says where it stands."""
     ERROR_REASON_PREVIOUS_RESPONSE_NOT_FOUND: _ErrorReason.ValueType  # 16
     """The request continues an answer that no provider of ours holds."""
+    ERROR_REASON_RESPONSE_NOT_FOUND: _ErrorReason.ValueType  # 17
+    """No provider of ours holds an answer of this id for the caller's account. metadata: `id`."""
     ERROR_REASON_BALANCE_TOO_LOW: _ErrorReason.ValueType  # 20
     """The account's balance does not cover this request."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 21
@@ -131,6 +133,8 @@ ERROR_REASON_UNTRANSLATABLE: ErrorReason.ValueType  # 15
 """The provider's dialect cannot express a part of the request; `param` in the metadata says where it stands."""
 ERROR_REASON_PREVIOUS_RESPONSE_NOT_FOUND: ErrorReason.ValueType  # 16
 """The request continues an answer that no provider of ours holds."""
+ERROR_REASON_RESPONSE_NOT_FOUND: ErrorReason.ValueType  # 17
+"""No provider of ours holds an answer of this id for the caller's account. metadata: `id`."""
 ERROR_REASON_BALANCE_TOO_LOW: ErrorReason.ValueType  # 20
 """The account's balance does not cover this request."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 21

@@ -79,6 +79,30 @@ equally fast, and share by their weights.
 """
 Global___RoutingPolicy: _TypeAlias = RoutingPolicy  # noqa: Y015
 
+class _ExtraEndpoint:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExtraEndpointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExtraEndpoint.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXTRA_ENDPOINT_UNSPECIFIED: _ExtraEndpoint.ValueType  # 0
+    """Not stated."""
+    EXTRA_ENDPOINT_COMPLETIONS: _ExtraEndpoint.ValueType  # 1
+    """OpenAI Chat: `POST /v1/completions`, metered like a chat."""
+    EXTRA_ENDPOINT_EMBEDDINGS: _ExtraEndpoint.ValueType  # 2
+    """OpenAI Chat: `POST /v1/embeddings`, metered by the input that the provider states."""
+
+class ExtraEndpoint(_ExtraEndpoint, metaclass=_ExtraEndpointEnumTypeWrapper):
+    """An endpoint beside those of the dialects. Requests pass as they are, but for the model's name."""
+
+EXTRA_ENDPOINT_UNSPECIFIED: ExtraEndpoint.ValueType  # 0
+"""Not stated."""
+EXTRA_ENDPOINT_COMPLETIONS: ExtraEndpoint.ValueType  # 1
+"""OpenAI Chat: `POST /v1/completions`, metered like a chat."""
+EXTRA_ENDPOINT_EMBEDDINGS: ExtraEndpoint.ValueType  # 2
+"""OpenAI Chat: `POST /v1/embeddings`, metered by the input that the provider states."""
+Global___ExtraEndpoint: _TypeAlias = ExtraEndpoint  # noqa: Y015
+
 @_typing.final
 class Provider(_message.Message):
     """A configured upstream account: base URL, dialects, credentials."""
@@ -102,6 +126,8 @@ class Provider(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     QUIRKS_FIELD_NUMBER: _builtins.int
     ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    EXTRA_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    BATCH_ACCOUNT_IDS_FIELD_NUMBER: _builtins.int
     provider_id: _builtins.str
     """Slug chosen by the operator; never changes."""
     display_name: _builtins.str
@@ -156,6 +182,18 @@ class Provider(_message.Message):
     def quirks(self) -> Global___ProviderQuirks:
         """What the provider cannot do."""
 
+    @_builtins.property
+    def extra_endpoints(self) -> _containers.RepeatedScalarFieldContainer[Global___ExtraEndpoint.ValueType]:
+        """Endpoints that it serves beside its dialects'; none unless named here."""
+
+    @_builtins.property
+    def batch_account_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Anthropic: accounts whose keys may use its Message Batches. NOTHING OF A BATCH IS METERED OR CHARGED, the
+        models named in it are neither checked nor mapped, and all accounts named here see each other's batches at
+        the provider: name only accounts that settle otherwise. Empty: nobody. An account that two enabled
+        providers name has no batches at all, since a batch could be at either.
+        """
+
     def __init__(
         self,
         *,
@@ -176,10 +214,12 @@ class Provider(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         quirks: Global___ProviderQuirks | None = ...,
         on_disconnect: Global___OnDisconnect.ValueType = ...,
+        extra_endpoints: _abc.Iterable[Global___ExtraEndpoint.ValueType] | None = ...,
+        batch_account_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "quirks", b"quirks", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "cost_multiplier_ppm", b"cost_multiplier_ppm", "create_time", b"create_time", "credentials", b"credentials", "dialects", b"dialects", "display_name", b"display_name", "is_disabled", b"is_disabled", "level", b"level", "limits", b"limits", "model_mappings", b"model_mappings", "on_disconnect", b"on_disconnect", "provider_id", b"provider_id", "quirks", b"quirks", "supported_models", b"supported_models", "tags", b"tags", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "batch_account_ids", b"batch_account_ids", "cost_multiplier_ppm", b"cost_multiplier_ppm", "create_time", b"create_time", "credentials", b"credentials", "dialects", b"dialects", "display_name", b"display_name", "extra_endpoints", b"extra_endpoints", "is_disabled", b"is_disabled", "level", b"level", "limits", b"limits", "model_mappings", b"model_mappings", "on_disconnect", b"on_disconnect", "provider_id", b"provider_id", "quirks", b"quirks", "supported_models", b"supported_models", "tags", b"tags", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,7 @@ from lurus.routing.v1 import chat_pb2 as lurus_dot_routing_dot_v1_dot_chat__pb2
 from lurus.usage.v1 import usage_pb2 as lurus_dot_usage_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elurus/routing/v1/routing.proto\x12\x10lurus.routing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blurus/routing/v1/chat.proto\x1a\x1alurus/usage/v1/usage.proto\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xea\x01\n\x0cRelayRequest\x12\x34\n\x07\x64ialect\x18\x01 \x01(\x0e\x32\x17.lurus.usage.v1.DialectB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x04path\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\x12\x17\n\x05query\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12)\n\x07headers\x18\x04 \x03(\x0b\x32\x18.lurus.routing.v1.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12 \n\x0b\x63redentials\x18\x06 \x03(\tB\x0b\x80\x01\x01\xbaH\x05\x92\x01\x02\x10\x04\x12\x16\n\x0e\x63lient_address\x18\x07 \x01(\t\"\x7f\n\rRelayResponse\x12+\n\x04head\x18\x01 \x01(\x0b\x32\x1b.lurus.routing.v1.RelayHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.lurus.routing.v1.RelayEndH\x00\x42\x06\n\x04part\"p\n\tRelayHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12)\n\x07headers\x18\x02 \x03(\x0b\x32\x18.lurus.routing.v1.Header\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x14\n\x0cis_streaming\x18\x04 \x01(\x08\"\x82\x02\n\x08RelayEnd\x12&\n\x06tokens\x18\x01 \x01(\x0b\x32\x16.lurus.usage.v1.Tokens\x12\x31\n\x0ctoken_source\x18\x02 \x01(\x0e\x32\x1b.lurus.usage.v1.TokenSource\x12*\n\x08terminal\x18\x03 \x01(\x0e\x32\x18.lurus.usage.v1.Terminal\x12\x15\n\rcost_nano_usd\x18\x04 \x01(\x03\x12\x13\n\x0bprovider_id\x18\x05 \x01(\t\x12\x16\n\x0eupstream_model\x18\x06 \x01(\t\x12\x15\n\rattempt_count\x18\x07 \x01(\x05\x12\x14\n\x0clossy_fields\x18\x08 \x03(\t\"5\n\x11ListModelsRequest\x12 \n\x0b\x63redentials\x18\x01 \x03(\tB\x0b\x80\x01\x01\xbaH\x05\x92\x01\x02\x10\x04\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.lurus.routing.v1.ServedModel\"\xd9\x01\n\x0bServedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x18\n\x10max_input_tokens\x18\x04 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\x30\n\x0crelease_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08\x64ialects\x18\x07 \x03(\x0e\x32\x17.lurus.usage.v1.Dialect\"\x9b\x01\n\x13\x45xplainRouteRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\x12\x32\n\x07\x64ialect\x18\x02 \x01(\x0e\x32\x17.lurus.usage.v1.DialectB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\nsession_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"z\n\x14\x45xplainRouteResponse\x12:\n\ncandidates\x18\x01 \x03(\x0b\x32&.lurus.routing.v1.CandidateExplanation\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0eis_last_resort\x18\x03 \x01(\x08\"\xa7\x04\n\x14\x43\x61ndidateExplanation\x12\x13\n\x0bprovider_id\x18\x01 \x01(\t\x12\x15\n\rcredential_id\x18\x02 \x01(\t\x12\x16\n\x0eupstream_model\x18\x03 \x01(\t\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12\r\n\x05level\x18\x05 \x01(\x05\x12\x0e\n\x06weight\x18\x06 \x01(\x05\x12\x13\n\x0bskip_reason\x18\x07 \x01(\t\x12/\n\x07\x62reaker\x18\x08 \x01(\x0e\x32\x1e.lurus.routing.v1.BreakerState\x12\x31\n\x0e\x62\x65nch_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x07\x64ialect\x18\n \x01(\x0e\x32\x17.lurus.usage.v1.Dialect\x12\x15\n\ris_translated\x18\x0b \x01(\x08\x12\x33\n\x10latency_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0einput_nano_usd\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0foutput_nano_usd\x18\x0e \x01(\x03H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x0f \x03(\t\x12\x12\n\nlive_count\x18\x10 \x01(\x05\x12\x17\n\x0fmax_concurrency\x18\x11 \x01(\x05\x12\x12\n\nis_reserve\x18\x12 \x01(\x08\x42\x11\n\x0f_input_nano_usdB\x12\n\x10_output_nano_usd\"\x14\n\x12WatchRoutesRequest\"y\n\x13WatchRoutesResponse\x12:\n\ncandidates\x18\x01 \x03(\x0b\x32&.lurus.routing.v1.CandidateExplanation\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\x12\n\x10GetStatusRequest\"\x84\x01\n\x11GetStatusResponse\x12\x0f\n\x07process\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.lurus.routing.v1.Mode\x12\x38\n\x0c\x64\x65pendencies\x18\x03 \x03(\x0b\x32\".lurus.routing.v1.DependencyStatus\"\xf0\x01\n\x10\x44\x65pendencyStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.lurus.routing.v1.Mode\x12\x30\n\x0csuccess_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rbacklog_count\x18\x05 \x01(\x03\x12&\n\x03lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07problem\x18\x07 \x01(\t*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*R\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMODE_ONLINE\x10\x01\x12\x11\n\rMODE_DEGRADED\x10\x02\x12\x10\n\x0cMODE_OFFLINE\x10\x03\x32\x96\x06\n\x0eRoutingService\x12J\n\x05Relay\x12\x1e.lurus.routing.v1.RelayRequest\x1a\x1f.lurus.routing.v1.RelayResponse0\x01\x12Y\n\nStreamChat\x12#.lurus.routing.v1.StreamChatRequest\x1a$.lurus.routing.v1.StreamChatResponse0\x01\x12]\n\x0c\x43ompleteChat\x12%.lurus.routing.v1.CompleteChatRequest\x1a&.lurus.routing.v1.CompleteChatResponse\x12Z\n\x0b\x43ountTokens\x12$.lurus.routing.v1.CountTokensRequest\x1a%.lurus.routing.v1.CountTokensResponse\x12W\n\nListModels\x12#.lurus.routing.v1.ListModelsRequest\x1a$.lurus.routing.v1.ListModelsResponse\x12}\n\x0c\x45xplainRoute\x12%.lurus.routing.v1.ExplainRouteRequest\x1a&.lurus.routing.v1.ExplainRouteResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/routes:explain\x12l\n\tGetStatus\x12\".lurus.routing.v1.GetStatusRequest\x1a#.lurus.routing.v1.GetStatusResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/status\x12\\\n\x0bWatchRoutes\x12$.lurus.routing.v1.WatchRoutesRequest\x1a%.lurus.routing.v1.WatchRoutesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elurus/routing/v1/routing.proto\x12\x10lurus.routing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blurus/routing/v1/chat.proto\x1a\x1alurus/usage/v1/usage.proto\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\x97\x02\n\x0cRelayRequest\x12\x34\n\x07\x64ialect\x18\x01 \x01(\x0e\x32\x17.lurus.usage.v1.DialectB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x18\n\x04path\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x08\x12\x17\n\x05query\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\x12)\n\x07headers\x18\x04 \x03(\x0b\x32\x18.lurus.routing.v1.Header\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12 \n\x0b\x63redentials\x18\x06 \x03(\tB\x0b\x80\x01\x01\xbaH\x05\x92\x01\x02\x10\x04\x12\x16\n\x0e\x63lient_address\x18\x07 \x01(\t\x12+\n\x06method\x18\x08 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^(GET|POST|DELETE)?$\"\x7f\n\rRelayResponse\x12+\n\x04head\x18\x01 \x01(\x0b\x32\x1b.lurus.routing.v1.RelayHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.lurus.routing.v1.RelayEndH\x00\x42\x06\n\x04part\"p\n\tRelayHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12)\n\x07headers\x18\x02 \x03(\x0b\x32\x18.lurus.routing.v1.Header\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x14\n\x0cis_streaming\x18\x04 \x01(\x08\"\x82\x02\n\x08RelayEnd\x12&\n\x06tokens\x18\x01 \x01(\x0b\x32\x16.lurus.usage.v1.Tokens\x12\x31\n\x0ctoken_source\x18\x02 \x01(\x0e\x32\x1b.lurus.usage.v1.TokenSource\x12*\n\x08terminal\x18\x03 \x01(\x0e\x32\x18.lurus.usage.v1.Terminal\x12\x15\n\rcost_nano_usd\x18\x04 \x01(\x03\x12\x13\n\x0bprovider_id\x18\x05 \x01(\t\x12\x16\n\x0eupstream_model\x18\x06 \x01(\t\x12\x15\n\rattempt_count\x18\x07 \x01(\x05\x12\x14\n\x0clossy_fields\x18\x08 \x03(\t\"5\n\x11ListModelsRequest\x12 \n\x0b\x63redentials\x18\x01 \x03(\tB\x0b\x80\x01\x01\xbaH\x05\x92\x01\x02\x10\x04\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.lurus.routing.v1.ServedModel\"\xd9\x01\n\x0bServedModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x18\n\x10max_input_tokens\x18\x04 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x05 \x01(\x03\x12\x30\n\x0crelease_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08\x64ialects\x18\x07 \x03(\x0e\x32\x17.lurus.usage.v1.Dialect\"\x9b\x01\n\x13\x45xplainRouteRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04\x12\x32\n\x07\x64ialect\x18\x02 \x01(\x0e\x32\x17.lurus.usage.v1.DialectB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\nsession_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"z\n\x14\x45xplainRouteResponse\x12:\n\ncandidates\x18\x01 \x03(\x0b\x32&.lurus.routing.v1.CandidateExplanation\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0eis_last_resort\x18\x03 \x01(\x08\"\xa7\x04\n\x14\x43\x61ndidateExplanation\x12\x13\n\x0bprovider_id\x18\x01 \x01(\t\x12\x15\n\rcredential_id\x18\x02 \x01(\t\x12\x16\n\x0eupstream_model\x18\x03 \x01(\t\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12\r\n\x05level\x18\x05 \x01(\x05\x12\x0e\n\x06weight\x18\x06 \x01(\x05\x12\x13\n\x0bskip_reason\x18\x07 \x01(\t\x12/\n\x07\x62reaker\x18\x08 \x01(\x0e\x32\x1e.lurus.routing.v1.BreakerState\x12\x31\n\x0e\x62\x65nch_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x07\x64ialect\x18\n \x01(\x0e\x32\x17.lurus.usage.v1.Dialect\x12\x15\n\ris_translated\x18\x0b \x01(\x08\x12\x33\n\x10latency_duration\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0einput_nano_usd\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0foutput_nano_usd\x18\x0e \x01(\x03H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x0f \x03(\t\x12\x12\n\nlive_count\x18\x10 \x01(\x05\x12\x17\n\x0fmax_concurrency\x18\x11 \x01(\x05\x12\x12\n\nis_reserve\x18\x12 \x01(\x08\x42\x11\n\x0f_input_nano_usdB\x12\n\x10_output_nano_usd\"\x14\n\x12WatchRoutesRequest\"y\n\x13WatchRoutesResponse\x12:\n\ncandidates\x18\x01 \x03(\x0b\x32&.lurus.routing.v1.CandidateExplanation\x12\x13\n\x0bis_snapshot\x18\x02 \x01(\x08\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\x12\n\x10GetStatusRequest\"\x84\x01\n\x11GetStatusResponse\x12\x0f\n\x07process\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.lurus.routing.v1.Mode\x12\x38\n\x0c\x64\x65pendencies\x18\x03 \x03(\x0b\x32\".lurus.routing.v1.DependencyStatus\"\xf0\x01\n\x10\x44\x65pendencyStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.lurus.routing.v1.Mode\x12\x30\n\x0csuccess_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rbacklog_count\x18\x05 \x01(\x03\x12&\n\x03lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07problem\x18\x07 \x01(\t*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*R\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMODE_ONLINE\x10\x01\x12\x11\n\rMODE_DEGRADED\x10\x02\x12\x10\n\x0cMODE_OFFLINE\x10\x03\x32\x96\x06\n\x0eRoutingService\x12J\n\x05Relay\x12\x1e.lurus.routing.v1.RelayRequest\x1a\x1f.lurus.routing.v1.RelayResponse0\x01\x12Y\n\nStreamChat\x12#.lurus.routing.v1.StreamChatRequest\x1a$.lurus.routing.v1.StreamChatResponse0\x01\x12]\n\x0c\x43ompleteChat\x12%.lurus.routing.v1.CompleteChatRequest\x1a&.lurus.routing.v1.CompleteChatResponse\x12Z\n\x0b\x43ountTokens\x12$.lurus.routing.v1.CountTokensRequest\x1a%.lurus.routing.v1.CountTokensResponse\x12W\n\nListModels\x12#.lurus.routing.v1.ListModelsRequest\x1a$.lurus.routing.v1.ListModelsResponse\x12}\n\x0c\x45xplainRoute\x12%.lurus.routing.v1.ExplainRouteRequest\x1a&.lurus.routing.v1.ExplainRouteResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/api/v1/routes:explain\x12l\n\tGetStatus\x12\".lurus.routing.v1.GetStatusRequest\x1a#.lurus.routing.v1.GetStatusResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/status\x12\\\n\x0bWatchRoutes\x12$.lurus.routing.v1.WatchRoutesRequest\x1a%.lurus.routing.v1.WatchRoutesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELAYREQUEST'].fields_by_name['query']._serialized_options = b'\272H\005r\003\030\200@'
   _globals['_RELAYREQUEST'].fields_by_name['credentials']._loaded_options = None
   _globals['_RELAYREQUEST'].fields_by_name['credentials']._serialized_options = b'\200\001\001\272H\005\222\001\002\020\004'
+  _globals['_RELAYREQUEST'].fields_by_name['method']._loaded_options = None
+  _globals['_RELAYREQUEST'].fields_by_name['method']._serialized_options = b'\272H\030r\0262\024^(GET|POST|DELETE)?$'
   _globals['_LISTMODELSREQUEST'].fields_by_name['credentials']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['credentials']._serialized_options = b'\200\001\001\272H\005\222\001\002\020\004'
   _globals['_EXPLAINROUTEREQUEST'].fields_by_name['model']._loaded_options = None
@@ -59,42 +61,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTINGSERVICE'].methods_by_name['ExplainRoute']._serialized_options = b'\202\323\344\223\002\030\022\026/api/v1/routes:explain'
   _globals['_ROUTINGSERVICE'].methods_by_name['GetStatus']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\202\323\344\223\002\020\022\016/api/v1/status'
-  _globals['_BREAKERSTATE']._serialized_start=2736
-  _globals['_BREAKERSTATE']._serialized_end=2860
-  _globals['_MODE']._serialized_start=2862
-  _globals['_MODE']._serialized_end=2944
+  _globals['_BREAKERSTATE']._serialized_start=2781
+  _globals['_BREAKERSTATE']._serialized_end=2905
+  _globals['_MODE']._serialized_start=2907
+  _globals['_MODE']._serialized_end=2989
   _globals['_HEADER']._serialized_start=233
   _globals['_HEADER']._serialized_end=270
   _globals['_RELAYREQUEST']._serialized_start=273
-  _globals['_RELAYREQUEST']._serialized_end=507
-  _globals['_RELAYRESPONSE']._serialized_start=509
-  _globals['_RELAYRESPONSE']._serialized_end=636
-  _globals['_RELAYHEAD']._serialized_start=638
-  _globals['_RELAYHEAD']._serialized_end=750
-  _globals['_RELAYEND']._serialized_start=753
-  _globals['_RELAYEND']._serialized_end=1011
-  _globals['_LISTMODELSREQUEST']._serialized_start=1013
-  _globals['_LISTMODELSREQUEST']._serialized_end=1066
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1068
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1135
-  _globals['_SERVEDMODEL']._serialized_start=1138
-  _globals['_SERVEDMODEL']._serialized_end=1355
-  _globals['_EXPLAINROUTEREQUEST']._serialized_start=1358
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=1513
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1515
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1637
-  _globals['_CANDIDATEEXPLANATION']._serialized_start=1640
-  _globals['_CANDIDATEEXPLANATION']._serialized_end=2191
-  _globals['_WATCHROUTESREQUEST']._serialized_start=2193
-  _globals['_WATCHROUTESREQUEST']._serialized_end=2213
-  _globals['_WATCHROUTESRESPONSE']._serialized_start=2215
-  _globals['_WATCHROUTESRESPONSE']._serialized_end=2336
-  _globals['_GETSTATUSREQUEST']._serialized_start=2338
-  _globals['_GETSTATUSREQUEST']._serialized_end=2356
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2359
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2491
-  _globals['_DEPENDENCYSTATUS']._serialized_start=2494
-  _globals['_DEPENDENCYSTATUS']._serialized_end=2734
-  _globals['_ROUTINGSERVICE']._serialized_start=2947
-  _globals['_ROUTINGSERVICE']._serialized_end=3737
+  _globals['_RELAYREQUEST']._serialized_end=552
+  _globals['_RELAYRESPONSE']._serialized_start=554
+  _globals['_RELAYRESPONSE']._serialized_end=681
+  _globals['_RELAYHEAD']._serialized_start=683
+  _globals['_RELAYHEAD']._serialized_end=795
+  _globals['_RELAYEND']._serialized_start=798
+  _globals['_RELAYEND']._serialized_end=1056
+  _globals['_LISTMODELSREQUEST']._serialized_start=1058
+  _globals['_LISTMODELSREQUEST']._serialized_end=1111
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1113
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1180
+  _globals['_SERVEDMODEL']._serialized_start=1183
+  _globals['_SERVEDMODEL']._serialized_end=1400
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=1403
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=1558
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1560
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1682
+  _globals['_CANDIDATEEXPLANATION']._serialized_start=1685
+  _globals['_CANDIDATEEXPLANATION']._serialized_end=2236
+  _globals['_WATCHROUTESREQUEST']._serialized_start=2238
+  _globals['_WATCHROUTESREQUEST']._serialized_end=2258
+  _globals['_WATCHROUTESRESPONSE']._serialized_start=2260
+  _globals['_WATCHROUTESRESPONSE']._serialized_end=2381
+  _globals['_GETSTATUSREQUEST']._serialized_start=2383
+  _globals['_GETSTATUSREQUEST']._serialized_end=2401
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2404
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2536
+  _globals['_DEPENDENCYSTATUS']._serialized_start=2539
+  _globals['_DEPENDENCYSTATUS']._serialized_end=2779
+  _globals['_ROUTINGSERVICE']._serialized_start=2992
+  _globals['_ROUTINGSERVICE']._serialized_end=3782
 # @@protoc_insertion_point(module_scope)

@@ -117,6 +117,7 @@ class RelayRequest(_message.Message):
     BODY_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     dialect: _usage_pb2.Dialect.ValueType
     """Dialect of the path."""
     path: _builtins.str
@@ -127,6 +128,8 @@ class RelayRequest(_message.Message):
     """Decoded body."""
     client_address: _builtins.str
     """Address of the client, for the log."""
+    method: _builtins.str
+    """HTTP method; empty means POST."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """Those that may reach a provider, in order."""
@@ -145,10 +148,11 @@ class RelayRequest(_message.Message):
         body: _builtins.bytes = ...,
         credentials: _abc.Iterable[_builtins.str] | None = ...,
         client_address: _builtins.str = ...,
+        method: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "client_address", b"client_address", "credentials", b"credentials", "dialect", b"dialect", "headers", b"headers", "path", b"path", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "client_address", b"client_address", "credentials", b"credentials", "dialect", b"dialect", "headers", b"headers", "method", b"method", "path", b"path", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

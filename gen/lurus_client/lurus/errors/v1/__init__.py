@@ -74,6 +74,11 @@ class ErrorReason(betterproto.Enum):
     PREVIOUS_RESPONSE_NOT_FOUND = 16
     """The request continues an answer that no provider of ours holds."""
 
+    RESPONSE_NOT_FOUND = 17
+    """
+    No provider of ours holds an answer of this id for the caller's account. metadata: `id`.
+    """
+
     BALANCE_TOO_LOW = 20
     """The account's balance does not cover this request."""
 

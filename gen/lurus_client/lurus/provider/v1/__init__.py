@@ -65,6 +65,23 @@ class RoutingPolicy(betterproto.Enum):
     """
 
 
+class ExtraEndpoint(betterproto.Enum):
+    """
+    An endpoint beside those of the dialects. Requests pass as they are, but for the model's name.
+    """
+
+    UNSPECIFIED = 0
+    """Not stated."""
+
+    COMPLETIONS = 1
+    """OpenAI Chat: `POST /v1/completions`, metered like a chat."""
+
+    EMBEDDINGS = 2
+    """
+    OpenAI Chat: `POST /v1/embeddings`, metered by the input that the provider states.
+    """
+
+
 @dataclass(eq=False, repr=False)
 class Provider(betterproto.Message):
     """A configured upstream account: base URL, dialects, credentials."""
@@ -124,6 +141,19 @@ class Provider(betterproto.Message):
 
     on_disconnect: "OnDisconnect" = betterproto.enum_field(17)
     """What becomes of a stream whose client has left."""
+
+    extra_endpoints: List["ExtraEndpoint"] = betterproto.enum_field(18)
+    """
+    Endpoints that it serves beside its dialects'; none unless named here.
+    """
+
+    batch_account_ids: List[str] = betterproto.string_field(19)
+    """
+    Anthropic: accounts whose keys may use its Message Batches. NOTHING OF A BATCH IS METERED OR CHARGED, the
+     models named in it are neither checked nor mapped, and all accounts named here see each other's batches at
+     the provider: name only accounts that settle otherwise. Empty: nobody. An account that two enabled
+     providers name has no batches at all, since a batch could be at either.
+    """
 
 
 @dataclass(eq=False, repr=False)

@@ -897,6 +897,9 @@ class RelayRequest(betterproto.Message):
     client_address: str = betterproto.string_field(7)
     """Address of the client, for the log."""
 
+    method: str = betterproto.string_field(8)
+    """HTTP method; empty means POST."""
+
 
 @dataclass(eq=False, repr=False)
 class RelayResponse(betterproto.Message):
