@@ -249,7 +249,7 @@ class Catalog:
         return self._candidate(provider, credential_id, secret, match, targets, is_relay=True)
 
     def batches_for(self, account_id: str) -> Candidate | None:
-        """Returns where an account has its batches: at the only provider that names it, None if there is none."""
+        """Returns where an account has its batches: at the only provider that names it; None if none does."""
         named = [provider for provider in self._providers if account_id in provider.batch_account_ids]
         if len(named) != 1:
             return None

@@ -49,7 +49,7 @@ class _Watched:
     held: Held
     since: float
     due: float
-    wait_seconds: float = FIRST_WAIT_SECONDS
+    wait_seconds: float
 
 
 class Collector:
@@ -72,7 +72,7 @@ class Collector:
     def watch(self, name: str, held: Held) -> None:
         """Takes care of an answer from now on."""
         now = time.monotonic()
-        self._watched[name] = _Watched(held, now, now + FIRST_WAIT_SECONDS)
+        self._watched[name] = _Watched(held, now, now + FIRST_WAIT_SECONDS, FIRST_WAIT_SECONDS)
         if len(self._watched) > MAX_WATCHED:
             name, oldest = self._watched.popitem(last=False)
             self._estimate(name, oldest.held)
@@ -102,8 +102,12 @@ class Collector:
                 await asyncio.sleep(FIRST_WAIT_SECONDS / 4)
 
     async def _visit(self, name: str, watched: _Watched) -> None:
-        if await self.collect(name, watched.held):
-            return
+        try:
+            if await self.collect(name, watched.held):
+                return
+        except Exception:
+            # One that cannot be read must not keep the others from being charged.
+            log.exception("asking for a background answer of %s failed", watched.held.provider_id)
         now = time.monotonic()
         if now - watched.since > GIVE_UP_SECONDS:
             self._estimate(name, watched.held)

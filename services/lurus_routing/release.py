@@ -18,7 +18,6 @@ from lurus_dialects.watch import StreamWatcher
 from lurus_routing import metrics
 from lurus_routing.call import Call
 from lurus_routing.health import Health
-from lurus_routing.incoming import PATHS
 from lurus_routing.outcome import Answered
 from lurus_routing.settlement import Settlement
 from lurus_routing.upstream import read_chunk
@@ -47,7 +46,7 @@ class Release:
         self._begin = begin
         self._watcher = watcher
         self._response = call.response
-        self._client = PATHS.get(call.request.path)
+        self._client = call.endpoint.dialect if call.endpoint is not None else None
         self._idle_seconds = call.candidate.idle_seconds
         self._heartbeat_seconds = settings.heartbeat_seconds
         self._total_until = call.attempt_start + call.candidate.stream_total_seconds
@@ -179,13 +178,18 @@ async def whole(call: Call, answered: Answered, settings: Settings) -> AsyncIter
         raise AssertionError("what is passed on has its candidate and its response")
     call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
     total_until = call.start + settings.stream_total_seconds
-    while chunk := await read_chunk(
-        response, min(time.monotonic() + candidate.idle_seconds, total_until), call.alarm
-    ):
-        call.note_release(len(chunk))
-        call.waits_for_client_since = time.monotonic()
-        yield chunk
-        call.waits_for_client_since = None
+    try:
+        while True:
+            until = min(time.monotonic() + candidate.idle_seconds, total_until)
+            chunk = await read_chunk(response, until, call.alarm)
+            if not chunk:
+                break
+            call.note_release(len(chunk))
+            call.waits_for_client_since = time.monotonic()
+            yield chunk
+            call.waits_for_client_since = None
+    except LurusError as error:
+        raise call.cut_by or error from error
     call.terminal = usage_pb2.TERMINAL_COMPLETE
 
 
