@@ -119,7 +119,7 @@ class Attempts:
         """Makes the last attempt once more, if it was the only one, or its request was never seen."""
         wait = retry_wait(failure, call.attempts[-1].http_status, random.random)
         is_only = len(call.attempts) == 1 or isinstance(failure.error, ConnectionLost)
-        may_retry = is_only and len(call.attempts) < MAX_ATTEMPTS and not outgoing.counts_only
+        may_retry = is_only and len(call.attempts) < MAX_ATTEMPTS and outgoing.may_repeat
         if wait is None or not may_retry or self._retry_count >= budget(self._health.live_count):
             return failure
         self._retry_count += 1

@@ -101,6 +101,8 @@ class Outgoing:
         # Count requests tell nothing about a model's health and are never charged.
         self.counts_only = request.path in COUNT_PATHS
         self.kind = call.endpoint.kind if call.endpoint is not None else Kind.CHAT
+        # A batch that was made twice is paid for twice.
+        self.may_repeat = not self.counts_only and self.kind is not Kind.BATCHES
         # A chat client that did not ask for its usage is not shown the chunk that states it.
         self.strips_usage = self.client is Dialect.OPENAI_CHAT and not peeked.asks_for_usage
         self._call = call
