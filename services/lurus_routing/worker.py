@@ -16,6 +16,7 @@ from lurus_routing.outbox import Outbox
 from lurus_routing.outbox_relay import OutboxRelay
 from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.relay import Relay
+from lurus_routing.shared import Shared
 
 if TYPE_CHECKING:  # the async stubs exist for the type checker only
     from lurus.billing.v1.billing_pb2_grpc import BillingServiceAsyncStub
