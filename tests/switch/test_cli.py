@@ -97,6 +97,7 @@ class TestProviders:
             *("--level", "3", "--multiplier", "1.25", "--idle-timeout", "1.5", "--no-stream-options"),
             *("--streams-only", "--on-disconnect", "drain", "--drop-param", "top_k"),
             *("--set-param", 'service_tier="flex"', "--set-param", "seed=7"),
+            *("--endpoint", "embeddings", "--batch-account", "acct_research"),
             *("--secret-env", "HOUSE_KEY"),
             HOUSE_KEY="sk-very-secret",
         )
@@ -108,6 +109,8 @@ class TestProviders:
         assert sent.quirks.no_stream_options and sent.quirks.wants_streams
         assert list(sent.quirks.dropped_params) == ["top_k"]
         assert sent.on_disconnect == provider_pb2.ON_DISCONNECT_DRAIN
+        assert list(sent.extra_endpoints) == [provider_pb2.EXTRA_ENDPOINT_EMBEDDINGS]
+        assert list(sent.batch_account_ids) == ["acct_research"]
         assert [(row.name, row.json) for row in sent.quirks.set_params] == [
             ("service_tier", '"flex"'),
             ("seed", "7"),

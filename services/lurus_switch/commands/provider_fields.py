@@ -23,6 +23,13 @@ def _on_disconnect(text: str) -> int:
     return words[text]
 
 
+def _endpoint(text: str) -> int:
+    words = {"completions": pb.EXTRA_ENDPOINT_COMPLETIONS, "embeddings": pb.EXTRA_ENDPOINT_EMBEDDINGS}
+    if text not in words:
+        raise ValueError(f"{text!r} is neither completions nor embeddings")
+    return words[text]
+
+
 def _set_param(text: str) -> pb.SetParam | str:
     name, equals, value = text.partition("=")
     if text and not (name and equals and value):
@@ -139,6 +146,23 @@ class Fields:
         typer.Option(
             "--streams-only/--streams-or-plain",
             help="Whether it is asked for a stream even for a plain answer, which is put together of it.",
+        ),
+    ] = None
+    extra_endpoints: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--endpoint",
+            parser=options.parser(_endpoint),
+            metavar="completions|embeddings",
+            help="Serves this endpoint of OpenAI's too. Repeat.",
+        ),
+    ] = None
+    batch_account_ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch-account",
+            metavar="ACCOUNT",
+            help="May use its Message Batches, of which nothing is metered or charged. Repeat.",
         ),
     ] = None
     is_disabled: Annotated[
