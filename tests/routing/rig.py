@@ -25,6 +25,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common.errors import LurusError, NotFound
 from lurus_common.ids import new_id
+from lurus_common.life import Life
 from lurus_common.rpc import check_rules, error_of, make_server, open_channel, server_interceptors
 from lurus_common.secrets import key_verifier, new_api_key, seal
 from lurus_common.settings import Settings
@@ -267,6 +268,7 @@ class Rig:
     def __init__(self, settings: Settings, kind: str) -> None:
         self.settings = settings
         self.kind = kind
+        self.life = Life()
         self.billing = ScriptedBilling()  # type: ignore[abstract]  # the rest is unimplemented, as it should be
         self.provider = ScriptedProvider()  # type: ignore[abstract]
         self.billing_server = Neighbour(
@@ -316,12 +318,13 @@ class Rig:
             billing_address=f"127.0.0.1:{self.billing_server.port}",
             provider_address=f"127.0.0.1:{self.provider_server.port}",
         )
+        self.life = Life()
         async with AsyncExitStack() as stack:
             channel: grpc.aio.Channel
             if self.kind == "in process":
-                channel, self.port = await stack.enter_async_context(routing_in_process(settings))
+                channel, self.port = await stack.enter_async_context(routing_in_process(settings, self.life))
             else:
-                self.port = await stack.enter_async_context(routing_server(settings))
+                self.port = await stack.enter_async_context(routing_server(settings, self.life))
                 channel = open_channel(f"127.0.0.1:{self.port}", for_inference=True)
                 await stack.enter_async_context(channel)
             self.stub = RoutingServiceStub(channel)

@@ -7,7 +7,10 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from lurus.routing.v1.routing_pb2 import ListModelsRequest
+from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
 from lurus.usage.v1 import usage_pb2
+from lurus_common.rpc import open_channel
 from lurus_common.settings import Settings
 from lurus_routing import worker
 from lurus_routing.relay import Relay
@@ -182,6 +185,44 @@ class TestNotReading:
         assert b"event: error" in data[-400:]
         assert b"message_stop" not in data
         assert len(rig.rows()) == 1
+
+
+@pytest.mark.parametrize("kind", ["wire"], indirect=True)
+class TestDrain:
+    async def test_a_call_that_ends_in_time_is_whole_and_no_new_one_is_taken(self, make_rig: MakeRig) -> None:
+        rig = await make_rig(drain_seconds=20)
+        may_end = asyncio.Event()
+        events = events_of(ANTHROPIC)
+        rig.upstream.script = stream([*events[:-1], may_end, events[-1]])
+        call = rig.start(rig.request(stream_request(ANTHROPIC)))
+        await call.read()
+        rig.life.end()
+        async with open_channel(f"127.0.0.1:{rig.port}") as channel:
+            late = RoutingServiceStub(channel)
+            while True:
+                try:
+                    await late.ListModels(ListModelsRequest(credentials=[rig.key]))
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    break
+        may_end.set()
+        data = b"".join([response.data async for response in call])
+        assert data.endswith(events[-1])
+        assert [event.terminal for _, event in rig.rows().values()] == [usage_pb2.TERMINAL_COMPLETE]
+
+    async def test_the_limit_ends_a_call_in_its_own_words_and_settles_it(self, make_rig: MakeRig) -> None:
+        rig = await make_rig(drain_seconds=0.3)
+        rig.upstream.script = stream([*begin_events(ANTHROPIC), text_event(ANTHROPIC, "x" * 40), 30.0])
+        call = rig.start(rig.request(stream_request(ANTHROPIC)))
+        await read_until(call, text_event(ANTHROPIC, "x" * 40))
+        rig.life.end()
+        data = b"".join([response.data async for response in call])
+        assert b"overloaded_error" in data
+        assert b"message_stop" not in data
+        await asyncio.wait_for(rig.upstream.requests[0].gone.wait(), GONE_SECONDS)
+        event = await rig.only_event()
+        assert event.token_source == usage_pb2.TOKEN_SOURCE_PARTIAL
+        assert event.error_reason == "OVERLOADED"
 
 
 class Insides:
