@@ -14,6 +14,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus_common.prices import PriceList
 from lurus_common.settings import Settings
 from lurus_routing import latency
+from lurus_routing.breaker import FAILURES_IN_A_ROW
 from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
 from lurus_routing.health import BREAKER_OPEN, BREAKER_PROBED, Health, Permit
@@ -149,7 +150,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[Candidate], Health, float]:
     matches, health, now = candidates(**fields), Health(), 0.0
     steps = st.tuples(
         st.sampled_from(matches),
-        st.sampled_from(["fail", "fail", "fail", "answer", "401", "429"]),
+        st.sampled_from(["dies", "dies", "fail", "answer", "401", "429"]),
         st.floats(0, 9),
     )
     for candidate, what, seconds in draw(st.lists(steps, max_size=40)):
@@ -157,8 +158,9 @@ def worlds(draw: st.DrawFn) -> tuple[list[Candidate], Health, float]:
         permit = health.begin(candidate, now, is_alone=True)
         if isinstance(permit, str):
             continue
-        if what == "fail":
-            health.fail(permit, now)
+        if what in ("fail", "dies"):
+            for _ in range(FAILURES_IN_A_ROW if what == "dies" else 1):
+                health.fail(permit, now)
         elif what == "answer":
             health.succeed(permit, now, seconds)
         else:
