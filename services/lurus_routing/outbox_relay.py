@@ -132,7 +132,12 @@ class OutboxRelay:
         if stored:
             await self._outbox.mark_sent(stored)
             PUBLISHED.inc(len(stored))
-        failures = [ack for ack in acks if isinstance(ack, BaseException)]
+        # The client cancels what it waits for when it reconnects; that is no end of this task.
+        failures = [
+            NatsError("the connection was lost") if isinstance(ack, asyncio.CancelledError) else ack
+            for ack in acks
+            if isinstance(ack, BaseException)
+        ]
         if failures:
             await self._raise(client, failures)
         self._note_success()

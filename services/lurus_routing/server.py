@@ -1,7 +1,7 @@
 """Builds the routing service: on the wire, or in process for a gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +32,7 @@ SERVICE = "lurus.routing.v1.RoutingService"
 # These check an API key themselves.
 _KEY_METHODS = ("Relay", "StreamChat", "CompleteChat", "CountTokens", "ListModels")
 OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in _KEY_METHODS)
+CANCEL_SECONDS = 1.0
 # Behind an edge in the same process: that ends its own calls first.
 EDGE_SECONDS = 5.0
 
@@ -138,5 +139,13 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            await _end_all(tasks)
+
+
+async def _end_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancels until all have ended: a driver's own error may take a cancellation's place."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
