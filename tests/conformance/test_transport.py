@@ -424,7 +424,7 @@ class TestIds:
             (["x-api-key: lsk_wrong"], PATHS[dialect], b"{}", 401),
             ([], PATHS[dialect], b"{", 400),
             (["content-type: text/plain"], PATHS[dialect], b"{}", 415),
-            ([], PATHS[dialect] + "/nothing", b"{}", 404),
+            ([], PATHS[dialect] + "/nothing/at/all", b"{}", 404),
         ):
             told = await gateway.post(path, body, lines)
             assert told.status == status
