@@ -87,8 +87,9 @@ def test_locks_have_hashes_and_no_addresses(name: str) -> None:
     assert pins and text.count("--hash=sha256:") >= len(pins)
 
 
-def test_the_lock_of_the_node_clients_has_hashes_and_no_addresses() -> None:
-    text = (ROOT / "tests" / "clients" / "package-lock.json").read_text()
+@pytest.mark.parametrize("folder", ["tests/clients", "benchmarks/peers"])
+def test_locks_of_npm_have_hashes_and_no_addresses(folder: str) -> None:
+    text = (ROOT / folder / "package-lock.json").read_text()
     assert "http://" not in text and "https://" not in text
     packages = [entry for name, entry in json.loads(text)["packages"].items() if name]
     assert packages and all(entry["integrity"] for entry in packages)
