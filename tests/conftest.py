@@ -1,9 +1,12 @@
 """Fixtures that every package's tests share: the real stores, started once for the whole run."""
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import uvloop
 
 from lurus_switch.embedded import EmbeddedBackends
 from tests.conformance import table as conformance_table
@@ -11,6 +14,23 @@ from tests.sdk_matrix import table as matrix_table
 from tests.support import rows
 
 _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
+
+
+def pytest_configure() -> None:
+    """Lets events pass that come for a loop which has ended.
+
+    grpc.aio keeps one queue of events for all loops of a process. What comes late for a loop of an
+    earlier test is handed to it by the loop of another one, which would fail of its refusal.
+    """
+    for kind in (asyncio.BaseEventLoop, uvloop.Loop):
+        kind.call_soon_threadsafe = _unless_closed(kind.call_soon_threadsafe)  # type: ignore[method-assign]
+
+
+def _unless_closed(call_soon_threadsafe: Callable[..., Any]) -> Callable[..., Any]:
+    def call(loop: Any, *arguments: Any, **named: Any) -> Any:
+        return None if loop.is_closed() else call_soon_threadsafe(loop, *arguments, **named)
+
+    return call
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

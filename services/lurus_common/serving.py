@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -157,10 +157,16 @@ async def beside(work: Coroutine[object, object, None], name: str) -> AsyncItera
     try:
         yield task
     finally:
-        # Again, until it has ended: a driver's own error may take a cancellation's place.
-        while not task.done():
+        await end_tasks([task])
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancels until all have ended: a driver's own error may take a cancellation's place."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
             task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_SECONDS)
+        _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -1,7 +1,7 @@
 """Builds the routing service: on the wire, or in process for a gateway."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ from lurus.routing.v1.routing_pb2_grpc import add_RoutingServiceServicer_to_serv
 from lurus_common.inprocess import InProcessChannel, InProcessServer
 from lurus_common.life import Life
 from lurus_common.rpc import open_channel, server_interceptors
-from lurus_common.serving import grpc_service
+from lurus_common.serving import end_tasks, grpc_service
 from lurus_common.settings import Settings
 from lurus_routing.follow import follow_keys, follow_providers
 from lurus_routing.limit_exchange import shared_limits
@@ -32,7 +32,6 @@ SERVICE = "lurus.routing.v1.RoutingService"
 # These check an API key themselves.
 _KEY_METHODS = ("Relay", "StreamChat", "CompleteChat", "CountTokens", "ListModels")
 OPEN_METHODS = tuple(f"/{SERVICE}/{name}" for name in _KEY_METHODS)
-CANCEL_SECONDS = 1.0
 # Behind an edge in the same process: that ends its own calls first.
 EDGE_SECONDS = 5.0
 
@@ -139,13 +138,4 @@ async def _background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[N
         try:
             yield
         finally:
-            await _end_all(tasks)
-
-
-async def _end_all(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancels until all have ended: a driver's own error may take a cancellation's place."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
+            await end_tasks(tasks)

@@ -172,7 +172,7 @@ def test_b39_a_rapid_reset_is_borne(mesh: Mesh) -> None:
 
 
 def test_b39_streams_over_the_limit_are_refused(mesh: Mesh) -> None:
-    with RawH2(mesh.ports["ROUTING"]) as client:
+    with RawH2(mesh.ports["BILLING"]) as client:  # The routing service admits more.
         client.connection.remote_settings[3] = 2 * MAX_STREAMS  # The client ignores what it was told.
         client.connection.remote_settings.acknowledge()
         numbers = [client.request(WATCH) for _ in range(MAX_STREAMS + 100)]

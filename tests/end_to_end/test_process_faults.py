@@ -227,6 +227,8 @@ async def test_an_edge_tells_of_a_routing_service_that_is_killed(gateway: Gatewa
         started = [await begun(gateway, dialect, endless(dialect)) for dialect in DIALECTS]
         await asyncio.sleep(1)  # a checkpoint of what has come
         gateway.mesh.kill("gateway")
+        # The socket is the supervisor's: it takes connections meanwhile, and cuts those that nobody served.
+        await gateway.eventually(lambda: asyncio.to_thread(gateway.mesh.answers), WAIT_SECONDS)
         for dialect, (client, _) in zip(DIALECTS, started, strict=True):
             answer = await client.read_all(WAIT_SECONDS)
             assert told_of_an_end(dialect, answer)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from tests.fault_matrix.certificates import Authority
+from tests.faults.calls import ServedCall
 from tests.faults.provider import FaultyProvider
 from tests.faults.threads import FaultLoop
 from tests.support.bad_input import BROKEN, INTERNALS
@@ -162,6 +163,12 @@ class FaultRig:
             return set(names) <= {row["provider_id"] for row in rows}
 
         eventually(known, WAIT_SECONDS)
+
+    def served(self) -> ServedCall:
+        """Returns the provider's last call, once that is over for the provider too."""
+        entry = self.provider.calls[-1]
+        eventually(lambda: entry.ended is not None, WAIT_SECONDS)
+        return entry
 
     def record(self, request_id: str) -> UsageEvent:
         """Returns the final usage event of a request."""

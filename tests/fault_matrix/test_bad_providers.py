@@ -34,7 +34,7 @@ CROSSINGS = [("A", "c"), ("C", "r"), ("R", "a")]
 @EACH_CLIENT
 def test_b43_odd_framing_is_the_same_stream(fault_rig: FaultRig, client: str, framing: str) -> None:
     answer = fault_rig.ask(client, f"fault-{framing}")
-    served = fault_rig.provider.calls[-1]
+    served = fault_rig.served()
     assert answer.status == 200 and served.is_complete
     assert all(f"w{number} " in answer.text for number in range(5))
     if not framing.startswith("huge"):  # An event that no client knows yet.
@@ -53,7 +53,7 @@ def test_b43_odd_framing_is_translated_the_same(
     client, via = crossing
     answer = fault_rig.ask(client, f"via-{via}-fault-{framing}")
     found = answer.told()
-    assert (found.text, found.is_complete) == (fault_rig.provider.calls[-1].sent_text, True)
+    assert (found.text, found.is_complete) == (fault_rig.served().sent_text, True)
     assert answer.record().tokens.output == 5
 
 
@@ -90,7 +90,7 @@ def test_b44_odd_events_never_make_an_odd_translation(
         return
     found = answer.told()
     assert found.is_complete != bool(found.error)
-    assert found.text in fault_rig.provider.calls[-1].sent_text and (found.text or found.error)
+    assert found.text in fault_rig.served().sent_text and (found.text or found.error)
 
 
 @EACH_CLIENT
@@ -184,7 +184,7 @@ def test_b47_cookies_and_hops_end_here_and_early_hints_are_skipped(fault_rig: Fa
     for model in ("fault-cookie", "fault-informational"):
         for is_streaming in (True, False):
             answer = fault_rig.ask(client, model, is_streaming)
-            assert answer.status == 200 and answer.told().text == fault_rig.provider.calls[-1].sent_text
+            assert answer.status == 200 and answer.told().text == fault_rig.served().sent_text
             shown = {"set-cookie", "proxy-authenticate", "keep-alive", "strict-transport-security", "link"}
             assert not shown & {name.lower() for name in answer.headers}
             assert "fault-kit" not in answer.headers.get("server", "")

@@ -158,7 +158,7 @@ def test_f08_a_provider_that_dies_amid_the_content(fault_rig: FaultRig, client: 
     with fault_rig.chain(faulty(fault_rig, how), ok(fault_rig)) as model:
         answer = fault_rig.ask(client, model)
     answer.check_broken_off()
-    served, record = fault_rig.provider.calls[-1], answer.record()
+    served, record = fault_rig.served(), answer.record()
     assert served.behaviour == how.partition("-")[0], "another provider was asked amid the answer"
     assert served.sent_text == "w0 w1 w2 " and "w0 " in answer.text
     assert record.terminal == usage_pb2.TERMINAL_TRUNCATED

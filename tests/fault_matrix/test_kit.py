@@ -68,6 +68,7 @@ def test_the_ledger_has_what_was_sent(faulty_provider: FaultyProvider, dialect: 
     with pytest.raises(httpx.TransportError):
         call(faulty_provider.url, dialect, "fault-cut-3")
     first, second = faulty_provider.calls
+    assert until(lambda: first.ended is not None and second.ended is not None)
     assert first.sent_text == "".join(f"w{number} " for number in range(7)) and first.is_complete
     assert first.sent_usage == answers.usage_of(dialect, 7) and first.is_terminal_sent
     assert faulty_provider.of_answer(f"x-{first.answer_id}") is first and first.answer_id in whole

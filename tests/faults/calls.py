@@ -100,8 +100,12 @@ class Call:
         """Sends one body, JSON unless the headers say otherwise."""
         named = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
         await self.send_head(named, status)
-        await self.exchange.send(body)
-        self.entry.is_complete = True
+        self.entry.is_complete = True  # Said before anybody can have read the last byte.
+        try:
+            await self.exchange.send(body)
+        except BaseException:
+            self.entry.is_complete = False
+            raise
 
     def encoded(self) -> bytes:
         """Returns the plain answer."""
