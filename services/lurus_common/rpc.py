@@ -346,10 +346,14 @@ _BY_REASON: dict[str, type[LurusError]] = {
 }
 
 
+# CANCELLED is gRPC's word to a call that comes while the peer closes its port.
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
 def error_of(error: grpc.aio.AioRpcError) -> LurusError:
     """Returns what a peer reported, as the type that it raised.
 
-    A failure without ErrorInfo is the transport's: UNAVAILABLE and
+    A failure without ErrorInfo is the transport's: UNAVAILABLE, CANCELLED and
     DEADLINE_EXCEEDED become DependencyUnavailable, the rest InternalError.
     """
     for name, value in error.trailing_metadata() or ():
@@ -357,7 +361,7 @@ def error_of(error: grpc.aio.AioRpcError) -> LurusError:
             found = _error_in(status_pb2.Status.FromString(value))
             if found:
                 return found
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if error.code() in _AWAY:
         return errors.DependencyUnavailable("a service behind this one did not answer")
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.RequestTooLarge("the message exceeds the size that services exchange")

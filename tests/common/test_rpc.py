@@ -261,3 +261,10 @@ class TestLimits:
             dead: Any = ProviderServiceStub(channel)
             found = await failure_of(dead.GetProvider(GET, wait_for_ready=True))
             assert found.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"])
+async def test_a_peer_that_is_away_or_goes_away_is_told_of_as_such(code: str) -> None:
+    nothing = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode[code], nothing, nothing, "")
+    assert isinstance(error_of(error), DependencyUnavailable)
