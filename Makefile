@@ -11,8 +11,10 @@ ARGS ?=
 TESTS ?= tests
 # What the benchmark is given: make bench BENCH="--targets ours,nginx --rounds 5"
 BENCH ?=
-# Most tests wait for something: two processes share the two cores well. A file stays in one of them.
-TEST_PROCESSES ?= 2
+# Most tests wait for something: three processes share two cores well. A file stays in one of them.
+TEST_PROCESSES ?= 3
+# Else every process that is started here would compile all it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help up test check bench bench-peers bench-translation fmt gen lock images clean

@@ -25,6 +25,7 @@ from lurus_switch.embedded import (
 )
 from lurus_switch.embedded.child import run_to_end
 from lurus_switch.embedded.identity import start_time
+from lurus_switch.embedded.probe import pause_seconds
 from lurus_switch.failures import OK, USAGE, CommandFailed
 from lurus_switch.mesh_plan import MeshPlan, is_ready, make_plan
 from lurus_switch.places import FIRST_KEY_FILE, RUN_FILE, ProcessRow, RunFile, write_run_file
@@ -33,7 +34,6 @@ from lurus_switch.screen import Screen
 
 BOOTSTRAP_SECONDS = 120.0
 READY_WAIT_SECONDS = 60.0
-READY_POLL_SECONDS = 0.05
 RUN_FILE_DELAY_SECONDS = 0.05
 
 
@@ -131,15 +131,16 @@ class _Up:
         return [problem for problem in await asyncio.gather(*checks) if problem]
 
     async def _problem(self, name: str, ops_port: int) -> str:
-        deadline = time.monotonic() + READY_WAIT_SECONDS
+        begin = time.monotonic()
         while True:
             try:
                 await is_ready(ops_port)
                 return ""
             except Exception as error:
-                if time.monotonic() > deadline:
+                waited = time.monotonic() - begin
+                if waited > READY_WAIT_SECONDS:
                     return f"{name} is up and not ready: {error}; see `lurus status`"
-            await asyncio.sleep(READY_POLL_SECONDS)
+            await asyncio.sleep(pause_seconds(waited))
 
     def _show_how_to_use(self) -> None:
         base_url = f"http://{self._plan.address_of_edge}"

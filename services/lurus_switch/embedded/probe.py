@@ -3,6 +3,10 @@
 import asyncio
 
 ANSWER_SECONDS = 2.0
+# Between two questions whether somebody is ready: a share of what was waited already, within limits.
+PAUSE_SHARE = 0.1
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
 ANSWER_MAXIMUM_BYTES = 64 * 1024
 
 
@@ -39,3 +43,8 @@ async def expect(port: int, question: bytes, until: bytes, answer: bytes) -> Non
 def http_get(path: str, headers: str = "") -> bytes:
     """Returns an HTTP/1.0 request, to whose answer the server ends the connection."""
     return f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n{headers}\r\n".encode()
+
+
+def pause_seconds(waited_seconds: float) -> float:
+    """How long to wait before asking again one who was not ready: asking often keeps both from their work."""
+    return min(max(FIRST_PAUSE_SECONDS, waited_seconds * PAUSE_SHARE), LONGEST_PAUSE_SECONDS)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lurus_switch.embedded.child import Child, describe_exit
 from lurus_switch.embedded.errors import EmbeddedError, StartFailed
+from lurus_switch.embedded.probe import pause_seconds
 from lurus_switch.embedded.spec import ProcessEvent, ProcessSpec, ProcessState, ProcessStatus
 
-READY_POLL_SECONDS = 0.02
 READY_CALL_SECONDS = 5.0
 """How long one readiness call may take."""
 
@@ -171,20 +171,21 @@ class SupervisedProcess:
         self._enter(ProcessState.READY)
 
     async def _wait_until_ready(self, child: Child) -> None:
-        deadline = time.monotonic() + self.spec.ready_seconds
+        begin = time.monotonic()
         while True:
             error = await self._call_ready(child)
+            waited = time.monotonic() - begin
             if child.exit.done():
                 reason = f"ended while starting, {self._note_exit(child)}"
                 break
             if error is None:
                 return
-            if time.monotonic() > deadline:
+            if waited > self.spec.ready_seconds:
                 reason = (
                     f"was not ready after {self.spec.ready_seconds:g} s ({type(error).__name__}: {error})"
                 )
                 break
-            await asyncio.wait([child.exit], timeout=READY_POLL_SECONDS)
+            await asyncio.wait([child.exit], timeout=pause_seconds(waited))
         child.kill()
         raise StartFailed(f"{self.spec.name} {reason}; end of {self._log_path}:\n{child.log_tail()}")
 
