@@ -27,7 +27,7 @@ up: $(VENV)/.runtime ## Starts the whole mesh here and prints a key and what to 
 	@$(BIN)/lurus up --data-dir $(DATA_DIR) $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.clients ## Installs what is needed and runs all tests on real stores
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev ## Format, lint, types, import direction, contracts, generated code, deploy files
 	$(BIN)/ruff format --check .
