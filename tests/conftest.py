@@ -35,11 +35,6 @@ def _unless_closed(call_soon_threadsafe: Callable[..., Any]) -> Callable[..., An
     return call
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take long first."""
-    items.sort(key=lambda item: item.path.parent.name not in _LONG)
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the tables of a run; here, so that the process that collects all results does it, too."""
     conformance_table.print_table(terminalreporter)
@@ -48,7 +43,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notes which rows of the fault matrix and the bad-input matrix a test stands for."""
+    """Puts the files that take long first; notes which rows of the matrices a test stands for."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
     rows.note_rows(items)
 
 
