@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from lurus.billing.v1 import billing_pb2 as pb
-from lurus_billing import rate_limits
+from lurus_billing import demands, rate_limits
 from lurus_billing.key_store import next_revision, settlement_policy_of, stamp_keys
 from lurus_billing.masks import copy_field
 from lurus_common import postgres
@@ -24,25 +24,27 @@ CHANGEABLE = (
     "price_multiplier_ppm",
     *_POLICIES,
     *rate_limits.PATHS,
+    *demands.PATHS,
 )
 # What of an account its keys' grants say.
 _IN_GRANTS = frozenset(
-    {"offline_policy", "is_closed", "price_multiplier_ppm", *_POLICIES, *rate_limits.PATHS}
+    {"offline_policy", "is_closed", "price_multiplier_ppm", *_POLICIES, *rate_limits.PATHS, *demands.PATHS}
 )
 
 # An account that usage has created, unknown and closed, is taken over with its ledger.
 _CREATE = """
 INSERT INTO billing.account AS a
     (account_id, display_name, credit_limit_nano_usd, offline_policy, time_zone, is_closed,
-     price_multiplier_ppm, settlement_policy, requests_per_minute, tokens_per_minute, concurrent_requests)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+     price_multiplier_ppm, settlement_policy, requests_per_minute, tokens_per_minute, concurrent_requests,
+     demands)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 ON CONFLICT (account_id) DO UPDATE SET
     display_name = excluded.display_name, credit_limit_nano_usd = excluded.credit_limit_nano_usd,
     offline_policy = excluded.offline_policy, time_zone = excluded.time_zone,
     is_closed = excluded.is_closed, is_unknown = false, update_time = now(),
     price_multiplier_ppm = excluded.price_multiplier_ppm, settlement_policy = excluded.settlement_policy,
     requests_per_minute = excluded.requests_per_minute, tokens_per_minute = excluded.tokens_per_minute,
-    concurrent_requests = excluded.concurrent_requests
+    concurrent_requests = excluded.concurrent_requests, demands = excluded.demands
 WHERE a.is_unknown
 RETURNING *
 """
@@ -50,7 +52,7 @@ _UPDATE = """
 UPDATE billing.account SET display_name = $2, credit_limit_nano_usd = $3, offline_policy = $4,
     time_zone = $5, is_closed = $6, is_unknown = false, update_time = now(),
     price_multiplier_ppm = $7, settlement_policy = $8,
-    requests_per_minute = $9, tokens_per_minute = $10, concurrent_requests = $11
+    requests_per_minute = $9, tokens_per_minute = $10, concurrent_requests = $11, demands = $12
 WHERE account_id = $1 RETURNING *
 """
 
@@ -141,6 +143,7 @@ def _values(account: pb.Account) -> tuple[object, ...]:
         require_amount(account.price_multiplier_ppm, "price_multiplier_ppm"),
         account.settlement_policy.SerializeToString(deterministic=True),
         *rate_limits.rate_limit_values(account.rate_limits),
+        demands.demands_value(account.demands),
     )
 
 
@@ -157,4 +160,5 @@ def _account(row: asyncpg.Record) -> pb.Account:
         price_multiplier_ppm=row["price_multiplier_ppm"],
         settlement_policy=settlement_policy_of(row),
         rate_limits=rate_limits.rate_limits_of(row),
+        demands=demands.demands_of(row["demands"]),
     )

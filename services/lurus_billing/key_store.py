@@ -13,7 +13,7 @@ import asyncpg
 from google.protobuf.message import Message
 
 from lurus.billing.v1 import billing_pb2 as pb
-from lurus_billing import rate_limits
+from lurus_billing import demands, rate_limits
 from lurus_billing.masks import copy_field
 from lurus_common import postgres
 from lurus_common.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound
@@ -21,7 +21,7 @@ from lurus_common.paging import decode_token, encode_token, page_limit
 from lurus_common.postgres import Connection, transaction
 
 CHANNEL = "lurus_billing_keys"
-CHANGEABLE = ("display_name", "allowed_models", "expire_time", *rate_limits.PATHS)
+CHANGEABLE = ("display_name", "allowed_models", "expire_time", *rate_limits.PATHS, *demands.PATHS)
 SHOWN_CHARACTERS = 8
 GRANTS_PER_PAGE = 1000
 # Half of what a message may have, so that pages of keys with long lists fit.
@@ -30,20 +30,20 @@ MAX_PAGE_BYTES = 2 * 1024 * 1024
 _COLUMNS = """
     k.key_id, k.account_id, k.verifier, k.secret_prefix, k.display_name, k.allowed_models, k.expire_time,
     k.revoke_time, k.revision, k.create_time, k.update_time,
-    k.requests_per_minute, k.tokens_per_minute, k.concurrent_requests
+    k.requests_per_minute, k.tokens_per_minute, k.concurrent_requests, k.demands
 """
 _ACCOUNT_LIMITS = ", ".join(f"a.{name} AS account_{name}" for name in rate_limits.COLUMNS)
 _INSERT = """
 INSERT INTO billing.key
     (key_id, account_id, display_name, allowed_models, expire_time,
-     requests_per_minute, tokens_per_minute, concurrent_requests, verifier, secret_prefix, revision)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *
+     requests_per_minute, tokens_per_minute, concurrent_requests, demands, verifier, secret_prefix, revision)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *
 """
 _UPDATE = """
 UPDATE billing.key
 SET display_name = $2, allowed_models = $3, expire_time = $4,
-    requests_per_minute = $5, tokens_per_minute = $6, concurrent_requests = $7,
-    revision = $8, update_time = now()
+    requests_per_minute = $5, tokens_per_minute = $6, concurrent_requests = $7, demands = $8,
+    revision = $9, update_time = now()
 WHERE key_id = $1 RETURNING *
 """
 _REVOKE = """
@@ -51,7 +51,7 @@ UPDATE billing.key SET revoke_time = now(), revision = $2, update_time = now() W
 """
 _GRANTS = f"""
 SELECT {_COLUMNS}, a.is_closed, a.offline_policy, a.price_multiplier_ppm, a.settlement_policy,
-    {_ACCOUNT_LIMITS}
+    {_ACCOUNT_LIMITS}, a.demands AS account_demands
 FROM billing.key k JOIN billing.account a USING (account_id)
 """  # noqa: S608  # our own words
 _GRANTS_AFTER = f"{_GRANTS} WHERE (k.revision, k.key_id) > ($1, $2) ORDER BY k.revision, k.key_id LIMIT $3"
@@ -128,7 +128,7 @@ class KeyStore:
             if key.account_id not in ("", changed.account_id):
                 raise InvalidRequest("the account of a key cannot change", param="key.account_id")
             display_name, allowed_models, expire_time, *_ = _values(changed)
-            for path in rate_limits.PATHS:
+            for path in (*rate_limits.PATHS, *demands.PATHS):
                 if path in fields:
                     copy_field(key, changed, path)
             row = await connection.fetchrow(
@@ -138,6 +138,7 @@ class KeyStore:
                 list(key.allowed_models) if "allowed_models" in fields else allowed_models,
                 _time(key) if "expire_time" in fields else expire_time,
                 *rate_limits.rate_limit_values(changed.rate_limits),
+                demands.demands_value(changed.demands),
                 revision,
             )
         return _key(row)
@@ -227,7 +228,8 @@ async def _require_open_account(connection: Connection, account_id: str) -> None
 
 def _values(key: pb.Key) -> tuple[Any, ...]:
     limits = rate_limits.rate_limit_values(key.rate_limits)
-    return key.display_name, list(key.allowed_models), _time(key), *limits
+    wanted = demands.demands_value(key.demands)
+    return key.display_name, list(key.allowed_models), _time(key), *limits, wanted
 
 
 def _time(key: pb.Key) -> datetime | None:
@@ -251,6 +253,7 @@ def _key(row: asyncpg.Record) -> pb.Key:
         create_time=row["create_time"],
         update_time=row["update_time"],
         rate_limits=rate_limits.rate_limits_of(row),
+        demands=demands.demands_of(row["demands"]),
     )
 
 
@@ -267,6 +270,7 @@ def _grant(row: asyncpg.Record) -> pb.KeyGrant:
         settlement_policy=settlement_policy_of(row),
         rate_limits=rate_limits.rate_limits_of(row),
         account_rate_limits=rate_limits.rate_limits_of(row, "account_"),
+        demands=demands.merged(row["demands"], row["account_demands"]),
     )
 
 

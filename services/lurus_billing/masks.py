@@ -31,7 +31,11 @@ def copy_field(source: Message, target: Message, path: str) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         source, target = getattr(source, parent), getattr(target, parent)
-    setattr(target, name, getattr(source, name))
+    if target.DESCRIPTOR.fields_by_name[name].is_repeated:
+        target.ClearField(name)
+        getattr(target, name).extend(getattr(source, name))
+    else:
+        setattr(target, name, getattr(source, name))
 
 
 def _set_paths(message: Message, parents: Collection[str]) -> Iterator[str]:

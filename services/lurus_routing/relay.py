@@ -21,7 +21,6 @@ from lurus_common.errors import (
     ModelNotFound,
     Overloaded,
 )
-from lurus_common.money import PPM, Tokens, cost
 from lurus_common.settings import Settings
 from lurus_dialects.endpoints import Endpoint, Kind, id_in
 from lurus_dialects.errors import http_error
@@ -35,7 +34,9 @@ from lurus_routing.candidate import Candidate
 from lurus_routing.catalog import Catalog, CatalogBuilder
 from lurus_routing.collector import Collector
 from lurus_routing.counts import count_tokens
+from lurus_routing.demands import meeting
 from lurus_routing.drains import Drains
+from lurus_routing.estimate import first_estimate
 from lurus_routing.health import Health
 from lurus_routing.held import Held
 from lurus_routing.incoming import COUNT_PATHS, check_incoming
@@ -54,8 +55,6 @@ from lurus_routing.stored import holder_of
 
 log = logging.getLogger(__name__)
 
-# Reserved for a key and model whose cost is not learned yet.
-FIRST_GUESS_OUTPUT_TOKENS = 1000
 CHECKPOINT_SECONDS = 0.25
 
 
@@ -252,6 +251,7 @@ class Relay:
         catalog = self._known_catalog()
         candidate = await holder_of(call, endpoint, self._holders, catalog)
         assert call.peeked is not None  # filled in just now
+        meeting(call, [candidate], call.model)
         call.plan = make_plan([candidate], self.health, time.monotonic(), "", random.random)
         if not call.plan.candidates:
             raise no_healthy_provider(self.health, [candidate], call.plan.is_last_resort)
@@ -289,8 +289,9 @@ class Relay:
         matches = serving(call, catalog.candidates(call.request.dialect, peeked.model))
         if not matches:
             raise ModelNotFound("no provider serves this model; see GET /v1/models", model=peeked.model)
-        matches = among(call, matches, continued)
         call.prices = catalog.prices
+        matches, unmet = meeting(call, matches, peeked.model)
+        matches = among(call, matches, continued)
         session = _session(call, matches)
         moved_to = self.moves.of(session)
         call.thinks_first = catalog.thinks_first(peeked.model)
@@ -304,6 +305,7 @@ class Relay:
             moved_to,
             by_latency=catalog.goes_by_latency(peeked.model),
         )
+        call.plan.skipped += unmet
         if not call.plan.candidates:
             raise no_healthy_provider(self.health, matches, call.plan.is_last_resort)
         if continued is not None and continued.held is None:
@@ -314,7 +316,7 @@ class Relay:
         """Reserves money, then makes the intent durable."""
         cost_key = (call.grant.key_id, call.model)
         call.reservation = await self._leases.reserve(
-            call.grant.account_id, call.grant.offline_policy, cost_key, _estimate(call, peeked)
+            call.grant.account_id, call.grant.offline_policy, cost_key, first_estimate(call, peeked)
         )
         # Until something else is known, and of no importance if nothing ever is.
         call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
@@ -351,17 +353,6 @@ def _session(call: Call, matches: Sequence[Candidate]) -> str:
     if len(matches) == 1:
         return ""
     return call.session() or call.conversation()
-
-
-def _estimate(call: Call, peeked: Peek) -> int:
-    """What the request would cost at the first candidate with a short answer."""
-    candidate = call.plan.candidates[0]
-    price = call.prices.find(candidate.provider_id, candidate.upstream_model, call.model, call.start_ns)
-    if price is None:
-        return 0
-    tokens = Tokens(input=peeked.estimated_input_tokens(), output=FIRST_GUESS_OUTPUT_TOKENS)
-    account_ppm = call.grant.price_multiplier_ppm or PPM
-    return cost(tokens, price.price, candidate.cost_multiplier_ppm, account_ppm)
 
 
 def _head(call: Call, answered: Answered, more: Sequence[tuple[str, str]]) -> RelayResponse:

@@ -16,9 +16,10 @@ from lurus_common.status import Status
 from lurus_routing import typed_calls
 from lurus_routing.board import RouteBoard
 from lurus_routing.catalog import Catalog
+from lurus_routing.demands import divide
 from lurus_routing.explain import explained, set_price
 from lurus_routing.keys import KeyTable
-from lurus_routing.plan import Plan, make_plan
+from lurus_routing.plan import Plan, Skip, make_plan
 from lurus_routing.relay import Relay
 
 
@@ -44,7 +45,7 @@ class RoutingServicer(RoutingServiceServicer):
 
     async def ExplainRoute(self, request: pb.ExplainRouteRequest, context: Any) -> pb.ExplainRouteResponse:
         catalog = self._catalog()
-        session = ""
+        session, grant = "", None
         if request.key_id:
             grant = self._keys.by_id(request.key_id)
             if grant is None:
@@ -53,6 +54,9 @@ class RoutingServicer(RoutingServiceServicer):
             if not matching.allows(grant.allowed_models, request.model):
                 return pb.ExplainRouteResponse()
         matches = catalog.candidates(request.dialect, request.model)
+        unmet: list[Skip] = []
+        if grant is not None and grant.HasField("demands"):
+            matches, unmet = divide(grant, matches, catalog.prices, request.model, time.time_ns())
         by_latency = catalog.goes_by_latency(request.model)
         session = session or request.session_id
         plan = make_plan(
@@ -64,10 +68,11 @@ class RoutingServicer(RoutingServiceServicer):
             self._relay.moves.of(session),
             by_latency=by_latency,
         )
+        plan.skipped += unmet
         return pb.ExplainRouteResponse(
             candidates=self._explained(catalog, request, plan),
             policy="least_latency" if by_latency else "weight",
-            is_last_resort=plan.is_last_resort,
+            is_last_resort=plan.is_last_resort and bool(matches),
         )
 
     def _explained(

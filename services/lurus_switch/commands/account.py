@@ -11,6 +11,7 @@ from lurus.billing.v1 import billing_pb2 as pb
 from lurus_common.ids import new_id
 from lurus_switch.amounts import factor, usd
 from lurus_switch.commands import fields, options
+from lurus_switch.commands.demands import MaxInputPrice, MaxOutputPrice, RequiredTags, demands
 from lurus_switch.commands.options import AsJson, DataDir, Yes
 from lurus_switch.commands.rate_limits import (
     ConcurrentRequests,
@@ -99,6 +100,9 @@ class Fields:
     rate_limits__requests_per_minute: RequestsPerMinute = None
     rate_limits__tokens_per_minute: TokensPerMinute = None
     rate_limits__concurrent_requests: ConcurrentRequests = None
+    demands__required_tags: RequiredTags = None
+    demands__max_input_nano_usd: MaxInputPrice = None
+    demands__max_output_nano_usd: MaxOutputPrice = None
 
 
 @app.callback()
@@ -270,6 +274,7 @@ def _show(message: pb.Account, as_json: bool) -> None:
             ("price multiplier", factor(message.price_multiplier_ppm)),
             ("interrupted", _settlement(message.settlement_policy)),
             ("limits", rate_limits(message.rate_limits)),
+            ("demands", demands(message.demands)),
             ("open", "no" if message.is_closed else "yes"),
             ("created", local_time(message, "create_time")),
         ]

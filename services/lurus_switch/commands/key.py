@@ -9,6 +9,7 @@ import typer
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus_switch.bootstrap import ACCOUNT_ID
 from lurus_switch.commands import fields, options
+from lurus_switch.commands.demands import MaxInputPrice, MaxOutputPrice, RequiredTags, demands
 from lurus_switch.commands.options import AsJson, DataDir, Yes
 from lurus_switch.commands.rate_limits import (
     ConcurrentRequests,
@@ -43,6 +44,9 @@ class Fields:
     rate_limits__requests_per_minute: RequestsPerMinute = None
     rate_limits__tokens_per_minute: TokensPerMinute = None
     rate_limits__concurrent_requests: ConcurrentRequests = None
+    demands__required_tags: RequiredTags = None
+    demands__max_input_nano_usd: MaxInputPrice = None
+    demands__max_output_nano_usd: MaxOutputPrice = None
 
 
 @app.callback()
@@ -159,6 +163,7 @@ def _show(message: pb.Key, as_json: bool) -> None:
             ("expires", local_time(message, "expire_time") or "never"),
             ("revoked", local_time(message, "revoke_time")),
             ("limits", rate_limits(message.rate_limits)),
+            ("demands", demands(message.demands)),
             ("created", local_time(message, "create_time")),
         ]
     )

@@ -217,6 +217,7 @@ class Account(_message.Message):
     PRICE_MULTIPLIER_PPM_FIELD_NUMBER: _builtins.int
     SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
     RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    DEMANDS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """`acct_` and a ULID, or chosen by the caller; empty when created means a new one."""
     display_name: _builtins.str
@@ -247,6 +248,10 @@ class Account(_message.Message):
     def rate_limits(self) -> Global___RateLimits:
         """For all its keys together, beside each key's own."""
 
+    @_builtins.property
+    def demands(self) -> Global___Demands:
+        """What its keys demand of providers, in each point where they have no word of their own."""
+
     def __init__(
         self,
         *,
@@ -261,14 +266,49 @@ class Account(_message.Message):
         price_multiplier_ppm: _builtins.int = ...,
         settlement_policy: Global___SettlementPolicy | None = ...,
         rate_limits: Global___RateLimits | None = ...,
+        demands: Global___Demands | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "demands", b"demands", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "credit_limit_nano_usd", b"credit_limit_nano_usd", "demands", b"demands", "display_name", b"display_name", "is_closed", b"is_closed", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "time_zone", b"time_zone", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class Demands(_message.Message):
+    """What a provider must be like to be asked at all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_TAGS_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    max_input_nano_usd: _builtins.int
+    """The most that a million tokens of fresh input may cost in any tier, as the account is charged: with the
+    provider's and the account's multipliers. Nano-USD; 0 means any. With a cap, what has no price is not asked.
+    """
+    max_output_nano_usd: _builtins.int
+    """The same of output."""
+    @_builtins.property
+    def required_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags that it must carry, all of them; empty demands none."""
+
+    def __init__(
+        self,
+        *,
+        required_tags: _abc.Iterable[_builtins.str] | None = ...,
+        max_input_nano_usd: _builtins.int = ...,
+        max_output_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_input_nano_usd", b"max_input_nano_usd", "max_output_nano_usd", b"max_output_nano_usd", "required_tags", b"required_tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Demands: _TypeAlias = Demands  # noqa: Y015
 
 @_typing.final
 class RateLimits(_message.Message):
@@ -362,6 +402,7 @@ class Key(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    DEMANDS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """`key_` and a ULID, or chosen by the caller; empty when created means a new one."""
     account_id: _builtins.str
@@ -394,6 +435,10 @@ class Key(_message.Message):
     def rate_limits(self) -> Global___RateLimits:
         """For this key alone, beside its account's."""
 
+    @_builtins.property
+    def demands(self) -> Global___Demands:
+        """What this key demands of providers. What is unset here counts as its account says."""
+
     def __init__(
         self,
         *,
@@ -407,10 +452,11 @@ class Key(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         rate_limits: Global___RateLimits | None = ...,
+        demands: Global___Demands | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "demands", b"demands", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "key_id", b"key_id", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "secret_prefix", b"secret_prefix", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "allowed_models", b"allowed_models", "create_time", b"create_time", "demands", b"demands", "display_name", b"display_name", "expire_time", b"expire_time", "key_id", b"key_id", "rate_limits", b"rate_limits", "revoke_time", b"revoke_time", "secret_prefix", b"secret_prefix", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,6 +479,7 @@ class KeyGrant(_message.Message):
     SETTLEMENT_POLICY_FIELD_NUMBER: _builtins.int
     RATE_LIMITS_FIELD_NUMBER: _builtins.int
     ACCOUNT_RATE_LIMITS_FIELD_NUMBER: _builtins.int
+    DEMANDS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Which key."""
     verifier: _builtins.bytes
@@ -465,6 +512,10 @@ class KeyGrant(_message.Message):
     def account_rate_limits(self) -> Global___RateLimits:
         """Of the account; unset means none."""
 
+    @_builtins.property
+    def demands(self) -> Global___Demands:
+        """Of the key, and of the account where the key has no word of its own; unset means none."""
+
     def __init__(
         self,
         *,
@@ -479,10 +530,11 @@ class KeyGrant(_message.Message):
         settlement_policy: Global___SettlementPolicy | None = ...,
         rate_limits: Global___RateLimits | None = ...,
         account_rate_limits: Global___RateLimits | None = ...,
+        demands: Global___Demands | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account_rate_limits", b"account_rate_limits", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account_rate_limits", b"account_rate_limits", "demands", b"demands", "expire_time", b"expire_time", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_rate_limits", b"account_rate_limits", "allowed_models", b"allowed_models", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_rate_limits", b"account_rate_limits", "allowed_models", b"allowed_models", "demands", b"demands", "expire_time", b"expire_time", "is_revoked", b"is_revoked", "key_id", b"key_id", "offline_policy", b"offline_policy", "price_multiplier_ppm", b"price_multiplier_ppm", "rate_limits", b"rate_limits", "settlement_policy", b"settlement_policy", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -189,6 +189,28 @@ class Account(betterproto.Message):
     rate_limits: "RateLimits" = betterproto.message_field(11)
     """For all its keys together, beside each key's own."""
 
+    demands: "Demands" = betterproto.message_field(12)
+    """
+    What its keys demand of providers, in each point where they have no word of their own.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Demands(betterproto.Message):
+    """What a provider must be like to be asked at all."""
+
+    required_tags: List[str] = betterproto.string_field(1)
+    """Tags that it must carry, all of them; empty demands none."""
+
+    max_input_nano_usd: int = betterproto.int64_field(2)
+    """
+    The most that a million tokens of fresh input may cost in any tier, as the account is charged: with the
+     provider's and the account's multipliers. Nano-USD; 0 means any. With a cap, what has no price is not asked.
+    """
+
+    max_output_nano_usd: int = betterproto.int64_field(3)
+    """The same of output."""
+
 
 @dataclass(eq=False, repr=False)
 class RateLimits(betterproto.Message):
@@ -273,6 +295,11 @@ class Key(betterproto.Message):
     rate_limits: "RateLimits" = betterproto.message_field(10)
     """For this key alone, beside its account's."""
 
+    demands: "Demands" = betterproto.message_field(11)
+    """
+    What this key demands of providers. What is unset here counts as its account says.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class KeyGrant(betterproto.Message):
@@ -312,6 +339,11 @@ class KeyGrant(betterproto.Message):
 
     account_rate_limits: "RateLimits" = betterproto.message_field(11)
     """Of the account; unset means none."""
+
+    demands: "Demands" = betterproto.message_field(12)
+    """
+    Of the key, and of the account where the key has no word of its own; unset means none.
+    """
 
 
 @dataclass(eq=False, repr=False)
