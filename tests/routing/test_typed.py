@@ -7,6 +7,7 @@ import grpc.aio
 import msgspec
 import pytest
 
+from lurus.billing.v1.billing_pb2 import RateLimits
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import StreamChatRequest, StreamChatResponse
 from lurus.usage.v1 import usage_pb2
@@ -313,3 +314,22 @@ class TestCounts:
         rig.upstream.script = plain(b'{"input_tokens": 42}')
         answer = await rig.relay(dialect=RESPONSES, path="/v1/responses/input_tokens")
         assert msgspec.json.decode(answer.body) == {"object": "response.input_tokens", "input_tokens": 42}
+
+
+@pytest.mark.parametrize("method", [streamed, completed])
+async def test_a_caller_above_its_rate_limit_is_told_when_to_come_back(
+    make_rig: MakeRig, method: Any
+) -> None:
+    rig = await make_rig()
+    rig.upstream.script = plain(plain_answer(ANTHROPIC))
+    rig.key = rig.billing.add_key(rate_limits=RateLimits(requests_per_minute=1))
+    await completed(rig, chat())
+    with pytest.raises(RateLimited) as caught:
+        await method(rig, chat())
+    cause = caught.value.__cause__
+    assert isinstance(cause, grpc.aio.AioRpcError)
+    assert cause.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    told = caught.value.metadata
+    assert (told["scope"], told["limit"]) == ("key", "requests_per_minute")
+    assert 0 < float(told["retry_after_seconds"]) <= 60
+    assert len(rig.upstream.requests) == 1
