@@ -20,6 +20,7 @@ from lurus_common.prices import DatedPrice, PriceList
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
 from lurus_dialects.endpoints import Endpoint, id_in
+from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek
 from lurus_routing import charge, debts
 from lurus_routing.alarm import Alarm
@@ -83,6 +84,8 @@ class Call:
         # What keeps it with one credential, if there is more than one; and what another one's cache holds.
         self.affinity = ""
         self.cached_elsewhere: int | None = None
+        # The charged request that it repeats, by its client's idempotency key.
+        self.repeat_of = ""
         self.http_status = 0
         self.response_bytes = 0
         self.checkpointed_bytes = 0
@@ -144,6 +147,17 @@ class Call:
         if self.first_event_seconds is None:
             self.first_event_seconds = time.monotonic() - self.start
         self.response_bytes += size
+
+    def note_error(self, error: LurusError) -> None:
+        """Records a failure that the client is told of before any byte of an answer."""
+        error.metadata["request_id"] = self.request_id
+        self.error_reason = self.error_reason or error.reason
+        if self.terminal == usage_pb2.TERMINAL_CLIENT_GONE:
+            self.terminal = usage_pb2.TERMINAL_REFUSED
+        if self.endpoint is not None and not self.http_status:
+            dialect = self.endpoint.dialect
+            shown = http_error(dialect, error.reason, error.message, error.metadata, self.request_id)
+            self.http_status = shown.status
 
     def close_upstream(self) -> None:
         """Gives the connection back if the answer was read to its end, else cuts it: the provider stops."""

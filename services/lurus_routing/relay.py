@@ -23,7 +23,6 @@ from lurus_common.errors import (
 )
 from lurus_common.settings import Settings
 from lurus_dialects.endpoints import Endpoint, Kind, id_in
-from lurus_dialects.errors import http_error
 from lurus_dialects.request import Peek, peek
 from lurus_routing import metrics
 from lurus_routing.affinity import NOT_THE_HOLDER, Continued, Holders, among, may_continue, serving
@@ -49,6 +48,7 @@ from lurus_routing.outgoing import Outgoing, peek_typed, take_first_possible
 from lurus_routing.plan import first_choice, make_plan
 from lurus_routing.rate_limiter import RateLimiter
 from lurus_routing.release import Release, finished, whole
+from lurus_routing.repeats import REPEAT_HEADER, Repeats
 from lurus_routing.settlement import Settlement
 from lurus_routing.shared import Shared
 from lurus_routing.stored import holder_of
@@ -85,6 +85,7 @@ class Relay:
         self._settlement = Settlement(leases, outbox)
         self._attempts = Attempts(session, self.health)
         self._holders = Holders(shared)
+        self._repeats = Repeats(shared)
         self.moves = Moves(shared)
         self.collector = Collector(session, self._settlement, self._holders, lambda: self.catalog)
         self._drains = Drains()
@@ -146,7 +147,7 @@ class Relay:
                 release = Release(
                     call, answered.body, answered.watcher, self._settings, self.health, self._settlement
                 )
-            yield _head(call, answered, self._limits_left(call))
+            yield _head(call, answered, self._more_headers(call))
             if release is None:
                 async for data in whole(call, answered, self._settings):
                     yield RelayResponse(data=data)
@@ -155,7 +156,7 @@ class Relay:
                     yield RelayResponse(data=released)
             yield RelayResponse(end=call.end())
         except LurusError as error:
-            _note_error(call, error)
+            call.note_error(error)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             call.terminal = usage_pb2.TERMINAL_CLIENT_GONE
@@ -163,7 +164,7 @@ class Relay:
             raise
         except Exception as error:
             log.exception("serving %s failed", call.request_id)
-            _note_error(call, InternalError(""))
+            call.note_error(InternalError(""))
             raise InternalError("internal error", request_id=call.request_id) from error
         finally:
             if not is_drained:
@@ -185,6 +186,7 @@ class Relay:
     def _remember(self, call: Call) -> None:
         """Notes what became of an answer that the provider keeps."""
         self._holders.learn(call, is_over=True)
+        self._repeats.claim(call)
         if (debt := call.debt()) is not None and call.answer is not None and call.candidate is not None:
             held = Held(*call.candidate.key[:2], call.model, call.candidate.upstream_model, debt)
             self.collector.watch(call.answer.response_id, held)
@@ -200,6 +202,7 @@ class Relay:
             endpoint = call.endpoint = check_incoming(request, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
         await self._limit(call, counts_only)
+        await self._repeats.check(call)
         if endpoint is not None and endpoint.kind in (Kind.STORED, Kind.BATCHES):
             answered = await self._ask_holder(call, endpoint)
         else:
@@ -240,11 +243,12 @@ class Relay:
             body_bytes = call.peeked.body_bytes if call.peeked else len(call.request.body)
             call.admission = await self._limiter.admit(call.grant, body_bytes)
 
-    def _limits_left(self, call: Call) -> list[tuple[str, str]]:
-        """Headers that tell a client of its limits, if it has any."""
-        if call.admission is None or call.endpoint is None:
-            return []
-        return self._limiter.headers(call.admission, call.endpoint.dialect)
+    def _more_headers(self, call: Call) -> list[tuple[str, str]]:
+        """Headers that tell a client of its limits, if it has any, and of what it repeats."""
+        more = [(REPEAT_HEADER, call.repeat_of)] if call.repeat_of else []
+        if call.admission is not None and call.endpoint is not None:
+            more += self._limiter.headers(call.admission, call.endpoint.dialect)
+        return more
 
     async def _ask_holder(self, call: Call, endpoint: Endpoint) -> Answered:
         """Asks whoever keeps what the path names."""
@@ -367,18 +371,6 @@ def _head(call: Call, answered: Answered, more: Sequence[tuple[str, str]]) -> Re
         is_streaming=answered.watcher is not None,
     )
     return RelayResponse(head=head)
-
-
-def _note_error(call: Call, error: LurusError) -> None:
-    """Records a failure that the client is told of before any byte of an answer."""
-    error.metadata["request_id"] = call.request_id
-    call.error_reason = call.error_reason or error.reason
-    if call.terminal == usage_pb2.TERMINAL_CLIENT_GONE:
-        call.terminal = usage_pb2.TERMINAL_REFUSED
-    endpoint = call.endpoint
-    if endpoint is not None and not call.http_status:
-        shown = http_error(endpoint.dialect, error.reason, error.message, error.metadata, call.request_id)
-        call.http_status = shown.status
 
 
 def _checkpoint(call: Call) -> tuple[bytes, str] | None:

@@ -18,7 +18,7 @@ Decided where the matrix leaves a choice, or the wire contract decides otherwise
 - B19: gzip, deflate and zstd are read; a bomb is refused while it is unpacked.
 - B21: of two keys the first live one counts.
 - B27: unknown fields go on to the configured provider, which alone is called.
-- B29: an idempotency key goes on to the provider; every call is one, and paid.
+- B29: every call is one, and paid; a repeat is told of what it repeats, a key of another request is refused.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ from tests.support.bad_input import (
     BAD_TURNS,
     BOMB,
     CHAT,
+    CONFLICT,
     DEEP,
     DIGITS,
     LIMIT_FIELD,
@@ -385,19 +386,35 @@ async def test_b28_who_a_client_claims_to_be_goes_no_further(rig: Rig, path: str
 
 @EACH_PATH
 def test_b29_an_idempotency_key_makes_no_call_free(rig: Rig, path: str) -> None:
-    ids = {rig.accept(path, body(path), idempotency_key="constant").headers["request-id"] for _ in range(3)}
-    ids.add(rig.accept(path, body(path, user="other"), idempotency_key="constant").headers["request-id"])
-    assert len(ids) == 4
+    key = f"constant-{path}"
+    replies = [rig.accept(path, body(path), idempotency_key=key) for _ in range(4)]
+    ids = [reply.headers["request-id"] for reply in replies]
+    assert len(set(ids)) == 4
+    assert [reply.headers.get("x-lurus-repeat-of") for reply in replies] == [None, *ids[:1] * 3]
     for request_id in ids:
         assert int(rig.mesh.transaction(request_id)["amount_nano_usd"]) < 0
+
+
+@EACH_PATH
+def test_b29_an_idempotency_key_of_another_request_is_refused(rig: Rig, path: str) -> None:
+    key = f"used-{path}"
+    rig.accept(path, body(path), idempotency_key=key)
+    content = body(path, user="other")
+    reply = rig.mesh.http.post(path, content=content, headers={**rig.mesh.headers(), "idempotency-key": key})
+    check_refusal(path, reply.status_code, reply, CONFLICT, "idempotency-key")
+
+
+@EACH_PATH
+def test_b29_an_odd_idempotency_key_is_refused(rig: Rig, path: str) -> None:
+    for key in ("k" * 256, "k" * 10_000, "two words"):
+        rig.refuse(path, body(path), BAD, "idempotency-key", idempotency_key=key)
 
 
 @EACH_PATH
 def test_b29_a_header_that_no_provider_would_take_is_refused(rig: Rig, path: str) -> None:
     # An account of its own: money is lent to the gateway before the provider's headers are made.
     paid = f"Bearer {rig.mesh.key}"
-    for name in ("idempotency_key", "x_anything"):
-        rig.refuse(path, body(path), BAD, authorization=paid, **{name: "k" * 10_000})
+    rig.refuse(path, body(path), BAD, authorization=paid, x_anything="k" * 10_000)
 
 
 def test_nothing_is_left_of_what_was_refused(rig: Rig) -> None:

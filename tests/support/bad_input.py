@@ -70,6 +70,7 @@ NO_KEY = Refusal(401, "authentication_error", "invalid_api_key")
 NO_MODEL = Refusal(404, "not_found_error", "model_not_found")
 # Codex repeats a 403 six times.
 NOT_ALLOWED = Refusal(403, "permission_error", "model_not_found", openai_status=404)
+CONFLICT = Refusal(409, "conflict_error", "idempotency_conflict")
 NO_METHOD = Refusal(405, code="method_not_allowed")
 NO_PATH = Refusal(404, "not_found_error", "unknown_url")
 # Codex repeats a 413 six times too.
