@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from lurus_switch.embedded import EmbeddedBackends
+from lurus_switch.embedded import EmbeddedBackends, data_dir
 from tests.conformance import table as conformance_table
 from tests.sdk_matrix import table as matrix_table
-from tests.support import rows
+from tests.support import ports, rows
 
 # Their files take longest, as each starts a mesh. Begun last, one of them would keep a whole run waiting.
 _LONG = ("end_to_end", "sdk_matrix", "fault_matrix", "switch", "conformance")
@@ -19,11 +19,13 @@ _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 
 
 def pytest_configure() -> None:
-    """Lets events pass that come for a loop which has ended.
+    """Gives this process ports of its own, and lets events pass that come for a loop which has ended.
 
     grpc.aio keeps one queue of events for all loops of a process. What comes late for a loop of an
     earlier test is handed to it by the loop of another one, which would fail of its refusal.
     """
+    own = ports.of_stores()
+    data_dir.LOWEST_PORT, data_dir.HIGHEST_PORT = own[0], own[-1]
     for kind in (asyncio.BaseEventLoop, uvloop.Loop):
         kind.call_soon_threadsafe = _unless_closed(kind.call_soon_threadsafe)  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,14 +17,18 @@ from typing import Any, Self, TypeVar
 import httpx
 import psutil
 
+from lurus_switch.embedded import free_port
+from tests.support import ports
+
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 # From the end of a request to its row in ledger and log.
 SETTLE_SECONDS = 20.0
 PORT_SETTINGS = ("EDGE", "PROVIDER", "LOG", "BILLING", "ROUTING", "SANDBOX")
-# Below the ephemeral range, so that no outgoing socket takes one meanwhile.
-LOWEST_PORT, HIGHEST_PORT = 20_000, 31_000
-OPS_DISTANCE = 1_000
+# What `lurus up` chooses for itself in an empty directory.
+STORE_PORTS = ("postgres", "nats", "nats_http", "valkey", "clickhouse")
+GATEWAY_PORTS = ("ops-gateway-b", "ops-gateway-0-b", "ops-gateway-1", "ops-gateway-1-b")
+OPS_DISTANCE = ports.OPS_DISTANCE
 
 Result = TypeVar("Result")
 
@@ -55,6 +60,7 @@ class Mesh:
 
     def start(self) -> None:
         """Starts `lurus up` and waits until it has printed the first key."""
+        self._choose_ports()
         command = [str(Path(sys.executable).with_name("lurus")), "up", "--data-dir", str(self.data_dir)]
         with self.output.open("ab") as output:
             self._read = output.tell()
@@ -71,6 +77,17 @@ class Mesh:
         eventually(self._is_up, START_SECONDS)
         self.key = (self.data_dir / "first-key").read_text().strip()
         self.admin_token = (self.data_dir / "secrets" / "admin-token").read_text().strip()
+
+    def _choose_ports(self) -> None:
+        """Chooses the other ports, unless there was a start before: two meshes never choose alike."""
+        chosen = self.data_dir / "ports.json"
+        if chosen.exists():
+            return
+        found: dict[str, int] = {}
+        for name in STORE_PORTS + GATEWAY_PORTS:
+            found[name] = free_port(frozenset(found.values()))
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        chosen.write_text(json.dumps(found))
 
     def _is_up(self) -> bool:
         if self.process is None or self.process.poll() is not None:
@@ -196,7 +213,7 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, nor on those 1000 above, which are the ops ports of a mesh."""
     found: list[int] = []
     while len(found) < count:
-        candidate = LOWEST_PORT + int.from_bytes(os.urandom(4), "big") % (HIGHEST_PORT - LOWEST_PORT)
+        candidate = secrets.choice(ports.of_meshes())
         distances = {abs(candidate - port) for port in found}
         if not distances & {0, OPS_DISTANCE} and all(map(is_free, (candidate, candidate + OPS_DISTANCE))):
             found.append(candidate)
