@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from lurus_edge import refusals
 from lurus_edge.framing import plain_head
+from lurus_edge.half_closed import PROBE, HalfClosed
 from lurus_edge.head_first import HeadFirst
 from lurus_edge.refusals import Refusal, Refused
 
@@ -86,6 +87,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self.ws_protocol_class = None
         # Set by who answers, called when the client is gone: waiting for ASGI's message costs 10 µs more.
         self.on_lost: Callable[[], None] | None = None
+        # Set while an answer runs into which a comment may be put; says whether it may at this moment.
+        self.may_probe: Callable[[], bool] | None = None
+        self._half_closed: HalfClosed | None = None
         self._extensions: dict[str, Any] = {"lurus": {"connection": self}}
         self.url = b""
         self._answering: RequestResponseCycle | None = None
@@ -109,6 +113,23 @@ class GuardedProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(UNSENT_BYTES)
         self._arm()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn closes in every case
+        """Keeps the connection of a client that sends no more, but may still read its stream.
+
+        Whether it does shows when something is sent. Where nothing may be,
+        before and behind a stream and for plain answers, it has left.
+        """
+        if self._half_closed is not None:
+            return True
+        cycle, may_probe = self._answering, self.may_probe
+        if cycle is None or cycle.response_complete or may_probe is None or not may_probe() or self.pipeline:
+            return False
+        cycle.keep_alive = False
+        probe = b"%x\r\n%b\r\n" % (len(PROBE), PROBE) if cycle.chunked_encoding else PROBE
+        cycle.transport.write(probe)
+        self._half_closed = HalfClosed(self.transport, self.abort)
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         # uvicorn tells the newest request only, which may be one that waits behind the one being answered.
@@ -117,6 +138,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
         for timer in filter(None, (self._timer, self._stall_timer)):
             timer.cancel()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         if self.on_lost is not None:
             self.on_lost()
 

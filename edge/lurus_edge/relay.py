@@ -146,6 +146,7 @@ class Exchange:
             log.exception("relaying %s failed", self._route.path)
             await self._fail(InternalError("internal error"))
         finally:
+            self._connection.may_probe = None
             self._release_body()
             self._relays.live.discard(self)
             metrics.live_requests.dec()
@@ -239,9 +240,13 @@ class Exchange:
         if head.is_streaming:
             self._is_streaming = True
             self._route.metrics.live_streams.inc()
+            self._connection.may_probe = self._is_between_events
             await self._send_head(head.status, [*headers, *STREAM_HEADERS])
         else:
             self._held_status, self._held_headers = head.status, headers
+
+    def _is_between_events(self) -> bool:
+        return self._tail.endswith(EVENT_ENDS)
 
     async def _hold_answer(self, data: bytes) -> None:
         """Keeps the only part of a plain answer until its end, so that its length can be stated."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lurus.routing.v1.chat_pb2 import ChatError, ChatFinish, StreamChatResponse
+from lurus_common.money import Tokens
 from lurus_dialects import errors, loose
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
@@ -172,13 +173,14 @@ class TranslatedStream(Answer):
 def state_tokens(finish: ChatFinish, answer: Answer, estimated_input_tokens: int) -> None:
     """Puts into `finish` the very counts that are charged, estimates where the provider stated none."""
     tokens = answer.tokens
-    if not answer.final_usage_seen:
+    is_final = answer.final_usage_seen and not answer.meter.is_absurd
+    if not is_final:
         tokens.output = max(tokens.output, answer.estimated_output_tokens())
-        if not answer.usage_seen:
-            tokens.input = estimated_input_tokens
+        if answer.meter.is_input_absurd or not answer.usage_seen:
+            tokens = Tokens(input=estimated_input_tokens, output=tokens.output)
     finish.tokens.Clear()
     set_tokens(finish.tokens, tokens)
-    finish.has_provider_tokens = answer.final_usage_seen
+    finish.has_provider_tokens = is_final
 
 
 def lost_event_count(client: Dialect, events: Iterable[StreamChatResponse]) -> int:

@@ -54,13 +54,19 @@ _PATHS: Final[dict[Dialect, dict[str, tuple[str, ...]]]] = {
 }
 
 
+_OUTPUT_NAMES: Final = frozenset(
+    paths[name][0] for paths in _PATHS.values() for name in ("output", "reasoning")
+)
+
+
 class UsageMeter:
     """Merges usage objects of one answer and tells its tokens.
 
     The last cumulative value of each count wins, unless it is smaller: an
     absent or null count keeps its value and counts never shrink. What a count
     cannot be (negative, fractional, absurdly large, not a number) is clamped
-    or ignored, and counted in `anomaly_count`.
+    or ignored, and counted in `anomaly_count`. Of these an absurdly large one
+    makes all that was stated unusable: it is not charged, estimates are.
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -70,6 +76,8 @@ class UsageMeter:
         self._raw: dict[str, bytes] = {}
         self._broken_count = 0
         self.is_used = False
+        # A count of what was asked, or of what was answered, is beyond `MAX_TOKEN_COUNT`.
+        self.is_input_absurd = self.is_output_absurd = False
 
     def add(self, usage: bytes | msgspec.Raw) -> bool:
         """Merges one usage object, given as JSON, and returns whether there was one."""
@@ -86,6 +94,11 @@ class UsageMeter:
         self._units.add(value)
         self._merge_compactions(value.get("iterations"))
         return True
+
+    @property
+    def is_absurd(self) -> bool:
+        """Whether a stated count is one that no model reaches."""
+        return self.is_input_absurd or self.is_output_absurd
 
     def add_tools(self, tool_usage: bytes | msgspec.Raw) -> None:
         """Merges what Responses states of its hosted tools beside the usage object, given as JSON."""
@@ -156,7 +169,13 @@ class UsageMeter:
         self._broken_count += 1
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             return None
-        return int(min(max(value, 0), MAX_TOKEN_COUNT))
+        if value > MAX_TOKEN_COUNT:
+            if path[0] in _OUTPUT_NAMES:
+                self.is_output_absurd = True
+            else:
+                self.is_input_absurd = True
+            return None
+        return int(max(value, 0))
 
     def _keep_raw(self, usage: bytes) -> None:
         try:

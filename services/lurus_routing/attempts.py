@@ -1,6 +1,7 @@
 """Asks candidates in turn until one answers. After the first event nobody else is asked."""
 
 import asyncio
+import codecs
 import logging
 import math
 import random
@@ -237,6 +238,8 @@ class Attempts:
         if is_passed_on(prepared.dialect, call.request.path):
             return Answered(response.status, to_client(headers), b"", is_passed_on=True)
         body = await read_body(response, candidate.idle_seconds, deadline, MAX_BODY_BYTES, call.alarm)
+        # Some servers begin JSON with a byte order mark, at which clients and strict readers stumble.
+        body = body.removeprefix(codecs.BOM_UTF8)
         if outgoing.counts_only:
             return counted(prepared, response.status, headers, body)
         return whole_answer(call, outgoing, prepared, response.status, headers, body)

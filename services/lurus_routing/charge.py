@@ -5,6 +5,7 @@
 | no provider was called, or it refused | nothing | nobody |
 | the provider failed before any content | nothing | nobody |
 | complete | the provider's numbers, even zeros; estimates if it gave none | the account |
+| complete, with a count that no model reaches | what else was stated, estimates in its place | the account |
 | the client left, after the provider's final numbers | those | the account |
 | interrupted after content | the provider's numbers so far, estimates for the rest | the account's policy |
 """
@@ -35,15 +36,17 @@ def counted(answer: Answer | None, terminal: "usage_pb2.Terminal.ValueType", pee
     """
     if answer is None or (terminal in _FAILED and not answer.content_seen):
         return NOTHING
-    if answer.final_usage_seen:
+    if answer.final_usage_seen and not answer.meter.is_absurd:
         return answer.tokens, usage_pb2.TOKEN_SOURCE_PROVIDER
     tokens = answer.tokens
     tokens.output = max(tokens.output, answer.estimated_output_tokens())
-    if answer.usage_seen:
+    if answer.usage_seen and not answer.meter.is_input_absurd:
         return tokens, usage_pb2.TOKEN_SOURCE_PARTIAL
+    # What is left of an absurd count, its cached share for one, says nothing either.
+    estimated = Tokens(output=tokens.output)
     if peeked:
-        tokens.input = peeked.estimated_input_tokens()
-    return tokens, usage_pb2.TOKEN_SOURCE_ESTIMATED
+        estimated.input = peeked.estimated_input_tokens()
+    return estimated, usage_pb2.TOKEN_SOURCE_ESTIMATED
 
 
 def reason(

@@ -47,7 +47,11 @@ def is_finished(answer: Answer) -> bool:
 
 def charged(held: Held, debt: Debt, answer: Answer, prices: PriceList) -> UsageEvent:
     """Returns the event that charges a finished answer whose usage the provider has stated."""
-    event = _event(held, debt, answer, (answer.tokens, usage_pb2.TOKEN_SOURCE_PROVIDER), prices)
+    found = answer.tokens, usage_pb2.TOKEN_SOURCE_PROVIDER
+    if answer.meter.is_absurd:
+        guess = Tokens(input=debt.estimated_input_tokens, output=answer.estimated_output_tokens())
+        found = guess, usage_pb2.TOKEN_SOURCE_ESTIMATED
+    event = _event(held, debt, answer, found, prices)
     event.upstream_request_id = answer.response_id[:256]
     event.raw_usage = _canonical(answer.raw_usage)
     return event

@@ -18,6 +18,11 @@ TOKENS = Counter("lurus_tokens", "Tokens used.", ["provider", "kind"])
 COST = Counter("lurus_cost_nano_usd", "What accounts pay, in nano-USD.", ["provider"])
 UNPRICED = Counter("lurus_unpriced_requests", "Requests whose model has no price.", ["provider"])
 SUSPECT = Counter("lurus_suspect_usage", "Usage reports with counts that cannot be true.", ["provider"])
+ABSURD = Counter(
+    "lurus_absurd_usage",
+    "Answers whose usage no model reaches; charged by an estimate instead.",
+    ["provider"],
+)
 BROKEN = Counter("lurus_broken_events", "Events of providers that could not be read.", ["provider"])
 LOST_EVENTS = Counter(
     "lurus_lost_events", "Events of providers that a client of another dialect cannot be told.", ["provider"]
@@ -61,6 +66,7 @@ class ProviderMetrics:
         self.cost = COST.labels(provider_id)
         self.unpriced = UNPRICED.labels(provider_id)
         self.suspect = SUSPECT.labels(provider_id)
+        self.absurd = ABSURD.labels(provider_id)
         self.broken = BROKEN.labels(provider_id)
         self.lost = LOST_EVENTS.labels(provider_id)
         self.first_event = FIRST_EVENT.labels(provider_id)

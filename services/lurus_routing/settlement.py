@@ -121,6 +121,8 @@ def _count(call: Call, event: UsageEvent) -> None:
     if call.answer is not None:
         if suspect_count := call.answer.anomaly_count:
             provider.suspect.inc(suspect_count)
+        if call.answer.meter.is_absurd:
+            provider.absurd.inc()
         if call.answer.broken_event_count:
             provider.broken.inc(call.answer.broken_event_count)
         if call.answer.lost_event_count:

@@ -1,14 +1,17 @@
 """Calls to providers: one pooled HTTP client per worker."""
 
+import asyncio
 import io
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
-from aiohttp import ClientResponse, ClientSession, ClientTimeout
+from aiohttp import ClientPayloadError, ClientResponse, ClientSession, ClientTimeout
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from lurus_common.addresses import GuardedConnector
@@ -52,6 +55,8 @@ async def open_session(http_hosts: frozenset[str]) -> AsyncIterator[ClientSessio
         keepalive_timeout=KEEP_ALIVE_SECONDS,
         socket_factory=_upstream_socket,
     )
+    factory = partial(_Connection, loop=asyncio.get_running_loop())
+    connector._factory = factory  # type: ignore[assignment]  # a narrower kind than it names
     async with ClientSession(
         connector=connector,
         timeout=ClientTimeout(total=None),
@@ -62,6 +67,19 @@ async def open_session(http_hosts: frozenset[str]) -> AsyncIterator[ClientSessio
         max_field_size=MAX_HEADER_BYTES,
     ) as session:
         yield session
+
+
+class _Connection(ResponseHandler):
+    """aiohttp's side of a connection, which also tells who reads a body that its framing is broken.
+
+    By itself it closes the socket and tells nobody: the reader would wait for its idle timeout.
+    """
+
+    def set_exception(self, exc: type[BaseException] | BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)  # type: ignore[arg-type]  # its own parent takes types too
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(ClientPayloadError("the framing of the body is broken"))
 
 
 def _upstream_socket(address: Any) -> socket.socket:

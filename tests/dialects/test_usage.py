@@ -90,8 +90,10 @@ class TestNormalising:
             (-5, 0),
             (3.0, 3),
             (2.9, 2),
-            (10**30, MAX_TOKEN_COUNT),
-            (float("inf"), MAX_TOKEN_COUNT),
+            (10**30, 0),
+            (2**63, 0),
+            (float("inf"), 0),
+            (MAX_TOKEN_COUNT + 1, 0),
             (float("nan"), 0),
             ("7", 0),
             (True, 0),
@@ -103,6 +105,8 @@ class TestNormalising:
             meter = metered(dialect, {name: count})
             assert meter.tokens() == Tokens(output=expected)
             assert meter.anomaly_count == 1
+            is_number = isinstance(count, int | float) and count > MAX_TOKEN_COUNT
+            assert meter.is_output_absurd == is_number and not meter.is_input_absurd
 
     @pytest.mark.parametrize("usage", [3, "x", [], {"prompt_tokens_details": 7}, {"iterations": {}}])
     def test_usage_of_another_shape_counts_nothing(self, usage: object) -> None:

@@ -106,6 +106,7 @@ async def _until_status(edge: Any, expected: int) -> dict[str, str]:
 
 
 class TestDescriptors:
+    @pytest.mark.row("F23")
     async def test_without_descriptors_others_are_served_and_then_all_again(self) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -139,6 +139,33 @@ async def test_f13_the_provider_is_let_go_when_its_client_leaves(gateway: Gatewa
     assert event.cost_nano_usd > 0
 
 
+@pytest.mark.row("F15")
+async def test_a_client_that_sends_no_more_still_gets_its_stream(gateway: Gateway) -> None:
+    started = [await begun(gateway, dialect, paced(dialect, 0.3)) for dialect in DIALECTS]
+    for client, _ in started:
+        client.send_no_more()
+    for dialect, (client, _) in zip(DIALECTS, started, strict=True):
+        answer = await client.read_all(WAIT_SECONDS)
+        assert answer.is_complete
+        assert ENDS[dialect] in answer.body
+        assert not told_of_an_end(dialect, answer)
+        assert await client.until_closed(WAIT_SECONDS) == b""
+        assert await charged_once(gateway, answer) > 0
+        event = await gateway.record(answer.header("x-request-id"))
+        assert (event.tokens.output, event.terminal) == (streams.OUTPUT, usage_pb2.TERMINAL_COMPLETE)
+
+
+@pytest.mark.row("F13", "F15")
+async def test_a_client_that_sends_no_more_may_still_leave(gateway: Gateway) -> None:
+    client, provider = await begun(gateway, "A", endless("A"))
+    client.send_no_more()
+    await client.read_until(lambda answer: b"word 6 " in answer.body, WAIT_SECONDS)
+    assert not provider.upstream.requests[0].gone.is_set()
+    client.leave()
+    await asyncio.wait_for(provider.upstream.requests[0].gone.wait(), WAIT_SECONDS)
+    assert (await gateway.last_record(provider.model)).terminal == usage_pb2.TERMINAL_CLIENT_GONE
+
+
 async def test_a_gateway_that_is_frozen_for_a_while_goes_on_as_if_nothing_were(gateway: Gateway) -> None:
     started = [await begun(gateway, dialect, paced(dialect, 0.3)) for dialect in DIALECTS]
     pid = gateway.mesh.pid("gateway")

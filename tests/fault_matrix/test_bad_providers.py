@@ -113,7 +113,10 @@ def test_b44_impossible_usage_is_never_a_refund(
     tokens = record.tokens
     assert record.terminal == usage_pb2.TERMINAL_COMPLETE and record.cost_nano_usd >= 0
     assert 0 <= tokens.output <= MAX_COUNT
-    if how == "null":
+    if how == "huge":
+        assert 0 < tokens.output <= 10 and tokens.input == INPUT
+        assert record.token_source == usage_pb2.TOKEN_SOURCE_PARTIAL
+    elif how == "null":
         assert tokens.output > 0 and record.token_source == usage_pb2.TOKEN_SOURCE_ESTIMATED
     else:
         assert (tokens.input, tokens.cache_read) == (INPUT, CACHED)
@@ -177,6 +180,26 @@ def test_b47_broken_chunks_break_the_stream_off(fault_rig: FaultRig, client: str
         answer.check_broken_off()
     else:
         answer.check_error()
+
+
+@EACH_CLIENT
+def test_b47_broken_chunks_are_noticed_at_once_also_if_the_provider_stays(
+    fault_rig: FaultRig, client: str
+) -> None:
+    answer = fault_rig.ask(client, "fault-stuck-chunks")
+    if answer.status == 200:
+        answer.check_broken_off()
+    else:  # All of it has come at once.
+        answer.check_error(502)
+    assert answer.record().terminal != usage_pb2.TERMINAL_TIMEOUT
+
+
+@EACH_CLIENT
+def test_a_plain_answer_may_begin_with_a_byte_order_mark(fault_rig: FaultRig, client: str) -> None:
+    answer = fault_rig.ask(client, "fault-bom", False)
+    assert answer.status == 200 and answer.told().text == fault_rig.served().sent_text
+    assert not answer.text.startswith("\ufeff")
+    assert answer.record().tokens.output == 5
 
 
 @EACH_CLIENT

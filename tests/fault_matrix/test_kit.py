@@ -32,7 +32,8 @@ READ_SECONDS = 0.4
 QUICK = {"late": "-10", "drip": "-1", "gzip-bomb": "-4", "huge": "-100000", "large-header": "-100000"}
 # What a client cannot read to its end, streamed and plain.
 BROKEN = {
-    "reset", "hang-up", "cut", "cut-head", "silent", "silent-head", "length-long", "bad-chunks", "no-http"
+    "reset", "hang-up", "cut", "cut-head", "silent", "silent-head", "length-long", "bad-chunks",
+    "stuck-chunks", "no-http"
 }  # fmt: skip
 
 

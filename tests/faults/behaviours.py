@@ -14,6 +14,8 @@ from typing import NamedTuple
 from .answers import MIB, USAGES, Piece, error_body, event, gzip_bomb, unknown_event
 from .calls import Call
 
+# Long enough for what was sent to be read by itself.
+MOMENT_SECONDS = 0.3
 _MODEL = re.compile(r"(?:^|/)fault-([a-z]+(?:-[a-z]+)*)((?:-\d{1,10})*)$")
 
 
@@ -387,6 +389,17 @@ async def _bad_chunks(call: Call) -> None:
         await call.send_head({"content-type": "application/json", "transfer-encoding": "chunked"})
         await call.exchange.send(b"zz\r\nnothing\r\n")
     call.close()
+
+
+@_behaves("stuck-chunks", "as bad-chunks a moment later, and the connection stays open")
+async def _stuck_chunks(call: Call) -> None:
+    if call.entry.is_streaming:
+        await call.part(2)
+    else:
+        await call.send_head({"content-type": "application/json", "transfer-encoding": "chunked"})
+    await asyncio.sleep(MOMENT_SECONDS)
+    await call.exchange.send(b"zz\r\nnothing\r\n")
+    await call.fall_silent()
 
 
 @_behaves("no-http", "bytes that are no HTTP")

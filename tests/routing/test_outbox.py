@@ -177,6 +177,7 @@ class TestOutbox:
             await outbox.forget_old()
             assert list(read_outbox(tmp_path / "outbox-w.db")) == [events[1].request_id]
 
+    @pytest.mark.row("F42")
     async def test_a_full_disk_refuses_intents_and_keeps_finals(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -260,6 +261,7 @@ asyncio.run(main())
         async with Outbox(tmp_path, "w", 10) as outbox:  # nothing happens twice
             assert outbox.unsent_count == 3
 
+    @pytest.mark.row("F43")
     async def test_its_file_is_adopted_once(self, tmp_path: Path) -> None:
         self.die(tmp_path, "dead")
         workers = [Outbox(tmp_path, f"w{number}", 10) for number in range(4)]
@@ -273,6 +275,7 @@ asyncio.run(main())
             for worker in workers:
                 await worker.__aexit__(None, None, None)
 
+    @pytest.mark.row("F43")
     async def test_one_that_ends_meanwhile_is_adopted_by_one_that_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -304,6 +307,7 @@ asyncio.run(main())
 
 class TestInService:
     @in_process_only
+    @pytest.mark.row("F42")
     async def test_a_full_disk_stops_calls_before_any_provider(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -443,6 +447,7 @@ async def test_a_killed_worker_is_settled_once_by_its_successor(
 
 class TestBus:
     @in_process_only
+    @pytest.mark.row("F26")
     async def test_without_a_bus_events_wait_and_are_sent_once(
         self, make_rig: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

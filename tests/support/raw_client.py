@@ -160,6 +160,10 @@ class RawClient:
         """Closes the connection at once, whatever is under way."""
         self._writer.transport.abort()
 
+    def send_no_more(self) -> None:
+        """Closes the writing side; what comes can still be read."""
+        self._writer.write_eof()
+
     async def send(self, data: bytes) -> None:
         """Sends bytes; one that stops taking them is no failure here."""
         with suppress(ConnectionError):
