@@ -130,6 +130,7 @@ def told_of_an_end(dialect: str, answer: RawAnswer) -> bool:
     return answer.body.count(ERRORS[dialect]) == 1 and ENDS[dialect] not in answer.body
 
 
+@pytest.mark.row("F13")
 async def test_f13_the_provider_is_let_go_when_its_client_leaves(gateway: Gateway) -> None:
     client, provider = await begun(gateway, "A", endless("A"))
     client.leave()
