@@ -248,6 +248,23 @@ class TestMoney:
         ]
         assert sent.key.rate_limits == billing_pb2.RateLimits(requests_per_minute=60)
 
+    def test_demands_are_named_one_by_one(self, command: Run, mesh: ScriptedMesh) -> None:
+        stated = billing_pb2.Demands(required_tags=["eu"], max_output_nano_usd=15 * 10**9)
+        key = billing_pb2.Key(key_id="key_1", demands=stated)
+        mesh.answers["UpdateKey"] = billing_pb2.UpdateKeyResponse(key=key)
+        code, out, _ = command("key", "update", "key_1", "--require-tag", "eu", "--max-output-price", "15")
+        assert code == 0
+        assert "tag eu, output at most $15" in out
+        sent = mesh.last(billing_pb2.UpdateKeyRequest)
+        assert list(sent.update_mask.paths) == ["demands.required_tags", "demands.max_output_nano_usd"]
+        assert sent.key.demands == stated
+        assert command("key", "update", "key_1", "--require-tag", "")[0] == 0
+        sent = mesh.last(billing_pb2.UpdateKeyRequest)
+        assert (list(sent.update_mask.paths), list(sent.key.demands.required_tags)) == (
+            ["demands.required_tags"],
+            [],
+        )
+
 
 class TestLogs:
     def test_filters_are_sent(self, command: Run, mesh: ScriptedMesh) -> None:
