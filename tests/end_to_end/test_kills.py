@@ -1,15 +1,24 @@
 """Each process is killed with SIGKILL under a light load: it comes back, and no usage is lost or doubled."""
 
+import contextlib
 import json
+import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import psutil
 import pytest
 from tests.support.mesh import Mesh, eventually
 
+from lurus_common.secrets import new_api_key
+
+# Longer than a query may take.
+FROZEN_SECONDS = 4.0
 CALLERS = 4
 AFTER_SECONDS = 2.0
 BACK_SECONDS = 40.0
@@ -139,6 +148,47 @@ def agree(mesh: Mesh, seen: Seen) -> bool:
             raise
         return False
     return booked == logged and set(seen.begun) <= set(booked)
+
+
+@contextmanager
+def frozen(mesh: Mesh, name: str) -> Iterator[None]:
+    """Stops a process and all below it for a while; their sockets stay."""
+    (top,) = [process for process in mesh.family() if process.pid == mesh.pid(name)]
+    stopped = [top, *top.children(recursive=True)]
+    signal_all(stopped, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        signal_all(stopped, signal.SIGCONT)
+
+
+def ask_unknown(mesh: Mesh) -> httpx.Response:
+    """Makes a call with a key that nobody has issued."""
+    path = "/v1/messages"
+    return mesh.http.post(path, json=PATHS[path], headers={"x-api-key": new_api_key()})
+
+
+def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """Sends a signal to those that still are."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+@pytest.mark.row("F29")
+def test_a_frozen_postgresql_costs_known_keys_nothing(own_mesh: Mesh) -> None:
+    mesh = own_mesh
+    with Load(mesh) as load:
+        eventually(lambda: len(load.seen.whole) > 5, BACK_SECONDS)
+        with frozen(mesh, "postgres"):
+            time.sleep(FROZEN_SECONDS)
+            count = len(load.seen.whole)
+            eventually(lambda: len(load.seen.whole) > count + 5, BACK_SECONDS)
+            stranger = ask_unknown(mesh)
+        assert stranger.status_code == 503, stranger.text
+        eventually(lambda: ask_unknown(mesh).status_code == 401, BACK_SECONDS)
+    assert not load.seen.failures
+    eventually(lambda: agree(mesh, load.seen), QUIET_SECONDS)
 
 
 @pytest.mark.row("F12", "F20", "F25", "F28", "F30", "F34", "F36")
