@@ -71,6 +71,7 @@ class Served:
     answer_id: str
     is_streaming: bool
     pause_ms: int
+    # Words that have left, or what was stated of them, whichever is more; the final count, if it was sent.
     output: int
     usage: tuple[int, int, int] | None
 
@@ -131,15 +132,17 @@ def served_of(calls: Sequence[ServedCall]) -> list[Served]:
     found = []
     for call in calls:
         mark = MARK.search(json.dumps(call.asked))
-        usage = call.sent_usage if call.is_terminal_sent or call.is_complete else None
+        told = _usage(call.sent_usage) if call.sent_usage else None
+        is_final = call.is_terminal_sent or call.is_complete
         found.append(
             Served(
                 mark=mark[0] if mark else f"unmarked {call.number}",
                 answer_id=call.answer_id,
                 is_streaming=call.is_streaming,
                 pause_ms=int(call.model.rpartition("-")[2]),
-                output=call.sent_text.count(" "),
-                usage=_usage(usage) if usage else None,
+                # Some dialects begin with a count of 1, before any word.
+                output=max(call.sent_text.count(" "), told[2] if told else 0),
+                usage=told if is_final else None,
             )
         )
     return found
