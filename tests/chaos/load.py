@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class Seen:
     request_id: str = ""
     status: int = 0
     outcome: str = ""
+    # Why it was refused, in the words of its dialect.
+    reason: str = ""
     content_count: int = 0
     begin_count: int = 0
     is_whole: bool = False
@@ -142,8 +145,7 @@ class Callers:
             seen.status = answer.status
             seen.request_id = answer.headers.get("x-request-id", "")
             if answer.status != 200:
-                seen.outcome = "refused"
-                await answer.read()
+                seen.outcome, seen.reason = "refused", _reason(await answer.read())
                 return
             await self._read(answer, seen, wanted)
 
@@ -180,3 +182,11 @@ def _body(seen: Seen, model: str) -> dict[str, Any]:
         "input" if seen.dialect == "R" else "messages": turns,
     }
     return {**body, **({"max_tokens": 200} if seen.dialect == "A" else {})}
+
+
+def _reason(body: bytes) -> str:
+    try:
+        error = json.loads(body)["error"]
+        return str(error.get("code") or error["type"])
+    except (ValueError, KeyError, TypeError):
+        return "in no dialect's words"
