@@ -38,8 +38,11 @@ STOP_SECONDS = 5.0
 LOCK_WAIT_SECONDS = 5.0
 LOCK_POLL_SECONDS = 0.05
 RETRY_SECONDS = 0.5
-# How long the events of a worker that has ended wait for another one, at most.
+# How often a worker looks for events of another one that has ended.
 ADOPT_SECONDS = 5.0
+# In so many looks in a row nobody must hold a file before it is another's: a worker that is started again,
+# after the longest back-off of a supervisor too, finds its lease, and so serves without billing.
+PATIENCE_LOOKS = 5
 MAX_FINALS_WAITING = 10_000
 MAX_READY_ROWS = 2_048
 WARN_RATIO = 0.8
@@ -307,10 +310,16 @@ class Outbox:
 
     async def look_after_orphans(self, take_leases: Callable[[KeptLeases], None]) -> None:
         """Takes over what workers leave that end while this one runs, until cancelled."""
+        looks: dict[Path, int] = {}
         while True:
             await asyncio.sleep(ADOPT_SECONDS)
             try:
-                adopted = await asyncio.to_thread(outbox_file.adopt_orphans, self._path, self._worker_id)
+                alone = await asyncio.to_thread(outbox_file.orphans, self._path)
+                looks = {path: looks.get(path, 0) + 1 for path in alone}
+                left = [path for path, count in looks.items() if count >= PATIENCE_LOOKS]
+                adopted = await asyncio.to_thread(
+                    outbox_file.adopt_orphans, self._path, self._worker_id, left
+                )
             except OSError as error:
                 log.warning("the outboxes of other workers cannot be looked at: %s", error)
                 continue

@@ -101,16 +101,31 @@ class Adopted:
     leases: KeptLeases = field(default_factory=lambda: KeptLeases({}))
 
 
-def adopt_orphans(own_path: Path, worker_id: str) -> Adopted:
+def orphans(own_path: Path) -> list[Path]:
+    """Returns the files of other workers that nobody holds now."""
+    found = []
+    for path in sorted(own_path.parent.glob("outbox-*.db")):
+        if path == own_path:
+            continue
+        try:
+            lock(path).close()
+        except OutboxLocked:
+            continue
+        found.append(path)
+    return found
+
+
+def adopt_orphans(own_path: Path, worker_id: str, paths: Sequence[Path] | None = None) -> Adopted:
     """Takes over the rows of workers that are gone, each file by exactly one adopter.
 
     What such a worker was still doing becomes an estimated final event. What it had sent stays beside
     us for an audit. Waits for nobody; it may run beside the worker's own writes.
+
+    Args:
+        paths: the files in question; all that nobody holds if None.
     """
     adopted = Adopted()
-    for path in sorted(own_path.parent.glob("outbox-*.db")):
-        if path == own_path:
-            continue
+    for path in orphans(own_path) if paths is None else paths:
         try:
             held = lock(path)
         except OutboxLocked:

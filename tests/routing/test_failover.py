@@ -228,6 +228,7 @@ class TestAfterTheFirstEvent:
         assert answer.body.startswith(begin)
         error = answer.body.removeprefix(begin)
         assert error.startswith(name) and detail in error and error.endswith(b"\n\n")
+        assert error.count(b"\n\n") == 1, "nothing follows the error, least of all another answer"
         assert terminator not in answer.body
 
     @pytest.mark.parametrize("dialect", ALL_DIALECTS)

@@ -29,6 +29,7 @@ from lurus_common.settings import Settings, to_environment
 from lurus_routing import outbox as outbox_module
 from lurus_routing import outbox_relay
 from lurus_routing import worker as worker_module
+from lurus_routing.leases import KeptLease, KeptLeases
 from lurus_routing.outbox import Outbox
 from lurus_routing.outbox_file import OutboxLocked
 from lurus_switch.embedded import DataDir, EmbeddedBackends
@@ -294,6 +295,27 @@ asyncio.run(main())
             assert not (tmp_path / "outbox-dead.db").exists()
             [sent] = tmp_path.glob("sent-dead-*.db")
             assert {state for state, _ in read_outbox(sent).values()} == {2}
+
+    @pytest.mark.row("F43")
+    async def test_one_that_is_only_started_again_keeps_what_it_was_lent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would refuse its callers until billing can be asked for another lease."""
+        monkeypatch.setattr(outbox_module, "ADOPT_SECONDS", 0.01)
+        monkeypatch.setattr(outbox_module, "PATIENCE_LOOKS", 10**6)
+        lease = KeptLease("a", "lease_1", 100, time.time_ns(), time.time_ns() + 60 * 10**9)
+        async with Outbox(tmp_path, "w", 10) as outbox:
+            async with Outbox(tmp_path, "again", 10) as again:
+                again.keep_lease(lease)
+                await again.record(make_event())
+            taken: list[KeptLeases] = []
+            looking = asyncio.create_task(outbox.look_after_orphans(taken.append))
+            await until(lambda: len(taken) > 5)
+            looking.cancel()
+            assert not any(found.leases for found in taken) and not outbox.unsent_count
+            async with Outbox(tmp_path, "again", 10) as again:
+                assert set(again.kept_leases.leases) == {"a"}
+                assert again.unsent_count == 1
 
     async def test_an_event_that_cannot_be_read_stops_nobody(self, tmp_path: Path) -> None:
         async with Outbox(tmp_path, "w", 10):
