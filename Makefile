@@ -11,13 +11,16 @@ ARGS ?=
 TESTS ?= tests
 # What the benchmark is given: make bench BENCH="--targets ours,nginx --rounds 5"
 BENCH ?=
+# The chaos audit: seconds of load, and the seed of calls and kills (a random one, if it is empty).
+SECONDS ?= 25
+SEED ?=
 # Most tests wait for something: three processes share two cores well. A file stays in one of them.
 TEST_PROCESSES ?= 3
 # Else every process that is started here would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench bench-peers bench-translation fmt gen lock images clean
+.PHONY: help up test check bench bench-peers bench-translation chaos mutants fmt gen lock images clean
 
 help: ## Shows this list
 	@echo "Lurus Switch"
@@ -56,6 +59,12 @@ bench-peers: $(VENV)/.dev ## Installs the rivals for `make bench`, each into an 
 
 bench-translation: $(VENV)/.dev ## Measures what a translation costs
 	$(BIN)/python -m benchmarks.translation
+
+chaos: $(VENV)/.dev ## Kills parts of a loaded mesh at random and compares all ledgers (SEED=7 SECONDS=60)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+mutants: $(VENV)/.dev ## Breaks the handling of money on purpose and sees that a test notices (half an hour)
+	$(BIN)/python -m tests.chaos.mutants
 
 fmt: $(VENV)/.dev ## Formats code and contracts
 	$(BIN)/ruff format .

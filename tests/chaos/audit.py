@@ -277,4 +277,4 @@ def describe(report: Report, callers: Callers, books: Books) -> None:
 
 
 def _outcome(seen: Any) -> str:
-    return f"refused {seen.status} {seen.reason}" if seen.outcome == "refused" else seen.outcome
+    return f"refused {seen.status} '{seen.reason}'" if seen.outcome == "refused" else seen.outcome

@@ -22,6 +22,7 @@ PAUSE_SECONDS = 0.1
 WORDS = (1, 7, 30, 70, 99)
 PAUSES_MS = (0, 20, 50)
 MAX_LEAVE_SECONDS = 2.5
+MAX_REASON = 60
 # Headers that clients choose and repeat: none of them may ever become a key of the ledger.
 SAME_REQUEST_ID = "the-same-for-all"
 SESSIONS = ("agent-0", "agent-1", "agent-2")
@@ -39,11 +40,11 @@ class Seen:
     request_id: str = ""
     status: int = 0
     outcome: str = ""
-    # Why it was refused, in the words of its dialect.
-    reason: str = ""
     content_count: int = 0
     begin_count: int = 0
     is_whole: bool = False
+    # Why it was refused, as its client was told.
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,6 @@ def _body(seen: Seen, model: str) -> dict[str, Any]:
 
 def _reason(body: bytes) -> str:
     try:
-        error = json.loads(body)["error"]
-        return str(error.get("code") or error["type"])
+        return str(json.loads(body)["error"]["message"])[:MAX_REASON]
     except (ValueError, KeyError, TypeError):
         return "in no dialect's words"
