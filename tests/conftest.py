@@ -14,7 +14,7 @@ from tests.sdk_matrix import table as matrix_table
 from tests.support import ports, rows
 
 # Their files take longest, as each starts a mesh. Begun last, one of them would keep a whole run waiting.
-_LONG = ("end_to_end", "sdk_matrix", "fault_matrix", "switch", "conformance")
+_LONG = ("end_to_end", "chaos", "sdk_matrix", "fault_matrix", "switch", "conformance")
 _FRESH_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}", re.IGNORECASE)
 
 
