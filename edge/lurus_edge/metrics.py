@@ -28,8 +28,10 @@ class DialectMetrics:
         self._dialect = dialect
         self._requests: dict[int, Counter] = {}
         self.first_byte = FIRST_BYTES.labels(dialect.value)
-        self.live_requests = LIVE_REQUESTS.labels(dialect.value)
-        self.live_streams = LIVE_STREAMS.labels(dialect.value)
+        # Read when somebody asks: counting up and down costs each request more.
+        self.live_requests = self.live_streams = 0
+        LIVE_REQUESTS.labels(dialect.value).set_function(lambda: self.live_requests)
+        LIVE_STREAMS.labels(dialect.value).set_function(lambda: self.live_streams)
         self.disconnects = DISCONNECTS.labels(dialect.value)
 
     def count(self, status: int) -> None:

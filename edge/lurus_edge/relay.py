@@ -133,7 +133,7 @@ class Exchange:
         """Answers the request, whatever happens."""
         metrics = self._route.metrics
         self._relays.live.add(self)
-        metrics.live_requests.inc()
+        metrics.live_requests += 1
         try:
             await self._answer()
         except ClientGone:
@@ -149,9 +149,9 @@ class Exchange:
             self._connection.may_probe = None
             self._release_body()
             self._relays.live.discard(self)
-            metrics.live_requests.dec()
+            metrics.live_requests -= 1
             if self._is_streaming:
-                metrics.live_streams.dec()
+                metrics.live_streams -= 1
             if self._status:
                 metrics.count(self._status)
 
@@ -239,7 +239,7 @@ class Exchange:
         ]
         if head.is_streaming:
             self._is_streaming = True
-            self._route.metrics.live_streams.inc()
+            self._route.metrics.live_streams += 1
             self._connection.may_probe = self._is_between_events
             await self._send_head(head.status, [*headers, *STREAM_HEADERS])
         else:

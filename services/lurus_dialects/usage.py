@@ -7,6 +7,7 @@ sees `Tokens`, in which no token is counted twice.
 
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +55,8 @@ _PATHS: Final[dict[Dialect, dict[str, tuple[str, ...]]]] = {
 }
 
 
+# All counts of a `Tokens`, in its own order.
+_counts_of = attrgetter(*(field.name for field in fields(Tokens)))
 _OUTPUT_NAMES: Final = frozenset(
     paths[name][0] for paths in _PATHS.values() for name in ("output", "reasoning")
 )
@@ -75,6 +78,9 @@ class UsageMeter:
         self._units = UnitMeter()
         self._raw: dict[str, bytes] = {}
         self._broken_count = 0
+        # What `_counts` say without compactions, until one of them changes.
+        self._found: tuple[Tokens, bool] | None = None
+        self._has_compactions = False
         self.is_used = False
         # A count of what was asked, or of what was answered, is beyond `MAX_TOKEN_COUNT`.
         self.is_input_absurd = self.is_output_absurd = False
@@ -114,7 +120,7 @@ class UsageMeter:
     @property
     def anomaly_count(self) -> int:
         """How often the provider's numbers could not be true."""
-        contradictions = self._part("")[1] + self._part("compaction_")[1]
+        contradictions = sum(is_contradictory for _, is_contradictory in self._parts())
         return self._broken_count + self._units.anomaly_count + contradictions
 
     @property
@@ -128,14 +134,8 @@ class UsageMeter:
 
     def tokens(self) -> Tokens:
         """Returns what was counted so far."""
-        answer, _ = self._part("")
-        compaction, _ = self._part("compaction_")
-        return Tokens(
-            **{
-                field.name: getattr(answer, field.name) + getattr(compaction, field.name)
-                for field in fields(Tokens)
-            }
-        )
+        parts = [tokens for tokens, _ in self._parts()]
+        return Tokens(*(sum(counts) for counts in zip(*map(_counts_of, parts), strict=True)))
 
     def _merge(self, usage: Mapping[str, Any], prefix: str) -> None:
         for name, path in _PATHS[self._dialect].items():
@@ -146,6 +146,9 @@ class UsageMeter:
         if not isinstance(iterations, list) or self._dialect is not Dialect.ANTHROPIC:
             return
         compactions = [i for i in iterations if isinstance(i, dict) and i.get("type") == "compaction"]
+        self._has_compactions |= bool(compactions)
+        if not self._has_compactions:
+            return
         for name, path in _PATHS[self._dialect].items():
             self._raise_to("compaction_" + name, sum(self._count(i, path) or 0 for i in compactions))
 
@@ -155,6 +158,7 @@ class UsageMeter:
         previous = self._counts.get(name, 0)
         self._broken_count += count < previous
         self._counts[name] = max(previous, count)
+        self._found = None
 
     def _count(self, usage: Mapping[str, Any], path: tuple[str, ...]) -> int | None:
         value: Any = usage
@@ -183,6 +187,12 @@ class UsageMeter:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         self._raw.update({name: bytes(piece) for name, piece in pieces.items() if bytes(piece) != b"null"})
+
+    def _parts(self) -> list[tuple[Tokens, bool]]:
+        """Returns the answer's own counts, and those of its compactions if it had any."""
+        if self._found is None:
+            self._found = self._part("")
+        return [self._found, self._part("compaction_")] if self._has_compactions else [self._found]
 
     def _part(self, prefix: str) -> tuple[Tokens, bool]:
         """Returns the tokens under `prefix` and whether the stated counts contradict each other."""

@@ -2,6 +2,9 @@
 
 import asyncio
 
+# A timer is set no farther ahead, so that few waits end before it: those have to set it anew.
+AHEAD_SECONDS = 5.0
+
 
 class Alarm:
     """Ends waits that last too long, for little: the timer is not touched by a wait that ends in time.
@@ -60,8 +63,8 @@ class Alarm:
     def _set(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._rings_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._ring)
+        self._rings_at = min(self._deadline, self._loop.time() + AHEAD_SECONDS)
+        self._timer = self._loop.call_at(self._rings_at, self._ring)
 
     def _ring(self) -> None:
         self._timer = None

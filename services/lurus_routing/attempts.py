@@ -257,7 +257,7 @@ class Attempts:
             # Only of a stream does the time tell something of the provider, rather than of the answer.
             first_event = attempt.first_event_duration.ToNanoseconds() / 1e9 if outcome.watcher else None
             self._health.succeed(permit, now, first_event)
-            metrics.ATTEMPTS.labels(candidate.provider_id, "answered").inc()
+            metrics.of_provider(candidate.provider_id).answered.inc()
             return
         metrics.ATTEMPTS.labels(candidate.provider_id, outcome.kind.value).inc()
         if outcome.kind is FailureClass.CREDENTIAL:

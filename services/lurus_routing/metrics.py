@@ -62,6 +62,7 @@ class ProviderMetrics:
     """The children of one provider: looking them up costs more than counting."""
 
     def __init__(self, provider_id: str) -> None:
+        self.answered = ATTEMPTS.labels(provider_id, "answered")
         self.tokens = [TOKENS.labels(provider_id, kind) for kind in TOKEN_KINDS]
         self.cost = COST.labels(provider_id)
         self.unpriced = UNPRICED.labels(provider_id)

@@ -108,8 +108,7 @@ class Outbox:
         self._worker_id = worker_id
         self._max_rows = max_rows
         self._operations: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._unsent_count = 0
-        self._waiting_count = 0
+        self._unsent_count = self._waiting_count = self._intent_count = 0
         self._broken = ""
         self._is_closed = False
         self._oldest_seconds = 0.0
@@ -132,7 +131,7 @@ class Outbox:
         self.kept_leases = outbox_file.kept_leases(self._database)
         self._unsent_count = outbox_file.count(self._database, FINAL)
         self._reads_disk = self._unsent_count > 0
-        UNSENT.set(self._unsent_count)
+        self._show()
         if self._unsent_count:
             log.info("the outbox holds %d events, %d of them recovered", self._unsent_count, recovered)
             self.has_news.set()
@@ -153,6 +152,13 @@ class Outbox:
         await asyncio.to_thread(self._thread.join)
         self._database.close()
         self._lock.close()
+
+    def _show(self) -> None:
+        """Lets gauges be read from here when somebody asks: to set them costs each request more."""
+        UNSENT.set_function(lambda: self._unsent_count)
+        WAITING.set_function(lambda: self._waiting_count)
+        LIVE.set_function(lambda: self._intent_count)
+        FILL.set_function(lambda: self.fill_ratio)
 
     @property
     def problem(self) -> str:
@@ -198,7 +204,6 @@ class Outbox:
                 found = await self._ask(lambda database: database.execute(_OLDEST).fetchone())
         self._oldest_seconds = max(0.0, time.time() - found[0]) if found else 0.0
         OLDEST.set(self._oldest_seconds)
-        FILL.set(self.fill_ratio)
         self._warn_once()
 
     def _warn_once(self) -> None:
@@ -236,7 +241,7 @@ class Outbox:
             await self._ask(_Put(_row(event), is_final=False))
         except sqlite3.Error as error:
             raise AccountingUnavailable("the outbox cannot be written", retry_after_seconds=5) from error
-        LIVE.inc()
+        self._intent_count += 1
 
     def finish(self, event: UsageEvent) -> "asyncio.Future[None]":
         """Replaces an intent by the final event; the future ends when that is durable.
@@ -245,13 +250,12 @@ class Outbox:
         that fails is tried again until it succeeds, so a settled request is
         never lost to a full disk.
         """
-        LIVE.dec()
+        self._intent_count -= 1
         return self.record(event)
 
     def record(self, event: UsageEvent) -> "asyncio.Future[None]":
         """The same for a request that had no intent: it was refused before any provider was called."""
         self._waiting_count += 1
-        WAITING.set(self._waiting_count)
         future: asyncio.Future[None] = self._loop.create_future()
         self._put_final(_row(event), future)
         return future
@@ -263,8 +267,6 @@ class Outbox:
                 return
             self._waiting_count -= 1
             self._unsent_count += 1
-            WAITING.set(self._waiting_count)
-            UNSENT.set(self._unsent_count)
             self._make_ready(row)
             self.has_news.set()
             _resolve(future, None, None)
@@ -304,7 +306,6 @@ class Outbox:
         keys = [(request_id,) for request_id in request_ids]
         marked = await self._ask(lambda database: database.executemany(_MARK_SENT, keys).rowcount)
         self._unsent_count -= marked
-        UNSENT.set(self._unsent_count)
         sent = set(request_ids)
         self._ready = deque(row for row in self._ready if row[0] not in sent)
 
@@ -325,7 +326,6 @@ class Outbox:
                 continue
             if adopted.event_count:
                 self._unsent_count += adopted.event_count
-                UNSENT.set(self._unsent_count)
                 self._ready.clear()
                 self._reads_disk = True
                 self.has_news.set()

@@ -90,6 +90,7 @@ class Relay:
         self.collector = Collector(session, self._settlement, self._holders, lambda: self.catalog)
         self._drains = Drains()
         self._live: set[Call] = set()
+        metrics.LIVE.set_function(self._live.__len__)
 
     async def stop(self) -> None:
         """Ends what goes on without a client."""
@@ -138,7 +139,6 @@ class Relay:
                 retry_after_seconds=f"{random.uniform(1, 5):.2f}",  # noqa: S311  # nothing secret
             )
         self._live.add(call)
-        metrics.LIVE.inc()
         release: Release | None = None
         is_drained = False
         try:
@@ -173,7 +173,6 @@ class Relay:
     def _close(self, call: Call) -> None:
         """Gives back all that a call holds. Waits for nothing, so that nothing can prevent it."""
         self._live.discard(call)
-        metrics.LIVE.dec()
         call.close_upstream()
         call.alarm.close()
         if call.permit is not None:

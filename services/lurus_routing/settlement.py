@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 
 from lurus.usage.v1.usage_pb2 import Tokens, UsageEvent
@@ -79,7 +80,7 @@ class Settlement:
         if future.done() or self._outbox.problem:
             return
         try:
-            async with asyncio.timeout(DURABLE_SECONDS):
+            with call.alarm.by(time.monotonic() + DURABLE_SECONDS):
                 await future
         except TimeoutError:
             log.error("%s is released before its usage is on disk", call.request_id)

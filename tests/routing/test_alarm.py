@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from lurus_routing import alarm as alarm_module
 from lurus_routing.alarm import Alarm
 
 pytestmark = pytest.mark.anyio
@@ -34,4 +35,16 @@ async def test_an_earlier_time_replaces_a_later_one() -> None:
         await asyncio.sleep(0)
     with pytest.raises(TimeoutError), alarm.by(time.monotonic() + 0.02):
         await asyncio.Event().wait()
+    alarm.close()
+
+
+async def test_a_wait_longer_than_a_timer_is_set_ahead_ends_at_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(alarm_module, "AHEAD_SECONDS", 0.01)
+    alarm = Alarm()
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError), alarm.by(begin + 0.1):
+        await asyncio.Event().wait()
+    assert time.monotonic() - begin >= 0.1
     alarm.close()
