@@ -48,6 +48,8 @@ class Test:
     warmup_seconds: float = 1.5
     ramp_seconds: float = 0.3
     prompt_bytes: int = 2000
+    # The provider speaks OpenAI Chat only.
+    is_translated: bool = False
 
 
 TESTS = {
@@ -59,6 +61,13 @@ TESTS = {
     "burst16": Test("50 chunks at once, 16 clients", "fake-n50", 16),
     "pace64": Test("64 streams of 50 chunks, one every 5 ms", "fake-n50-d5", 64),
     "msg64": Test("the same in Anthropic Messages", "fake-n50-d5", 64, dialect="anthropic"),
+    "conv64": Test(
+        "Anthropic Messages, of a provider of OpenAI Chat",
+        "fake-n50-d5",
+        64,
+        dialect="anthropic",
+        is_translated=True,
+    ),
     "rsp64": Test("the same in OpenAI Responses", "fake-n50-d5", 64, dialect="openai_responses"),
     "first1": Test("one stream at a time, for its first byte", "fake-n5-d20", 1),
     "open1000": Test(
@@ -87,7 +96,7 @@ def main() -> int:
         for number in range(given.rounds):
             for test in tests:
                 for target in targets:
-                    if TESTS[test].dialect not in target.dialects:
+                    if not _is_for(target, TESTS[test]):
                         continue
                     row = {"round": number, "test": test, **_measure(target, TESTS[test], given.seconds)}
                     rows.append(row)
@@ -127,10 +136,17 @@ def _start_all(
     return targets
 
 
+def _is_for(target: Target, test: Test) -> bool:
+    if test.is_translated and target.translating is None:
+        return False
+    return test.dialect in target.dialects
+
+
 def _measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
+    model = (target.translating or "") + test.model if test.is_translated else test.model
     command = [
         *(sys.executable, "-m", "benchmarks.load", "--port", str(target.port), "--key", target.key),
-        *("--dialect", test.dialect, "--model", test.model, "--streams", str(test.streams)),
+        *("--dialect", test.dialect, "--model", model, "--streams", str(test.streams)),
         *("--prompt-bytes", str(test.prompt_bytes), "--seconds", str(seconds)),
         *("--warmup-seconds", str(test.warmup_seconds), "--ramp-seconds", str(test.ramp_seconds)),
         *(["--stream"] if test.is_streaming else []),
@@ -186,7 +202,8 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _medians(rows: Sequence[dict[str, Any]], test: str) -> list[dict[str, Any]]:
+def medians(rows: Sequence[dict[str, Any]], test: str) -> list[dict[str, Any]]:
+    """Returns what the rounds of a test say of each target."""
     found = []
     for target in dict.fromkeys(row["target"] for row in rows if row["test"] == test):
         ours = [row for row in rows if row["test"] == test and row["target"] == target]
@@ -225,7 +242,7 @@ def _ratio(rows: Sequence[dict[str, Any]], test: str, target: str) -> float | No
 def _print(rows: Sequence[dict[str, Any]], tests: Sequence[str], as_json: bool) -> None:
     if as_json:
         for test in tests:
-            for median in _medians(rows, test):
+            for median in medians(rows, test):
                 print(json.dumps(median))
         return
     for test in tests:
@@ -243,7 +260,7 @@ def _print(rows: Sequence[dict[str, Any]], tests: Sequence[str], as_json: bool) 
         )
         for name in (*names, "errors"):
             table.add_column(name, justify="left" if name == "target" else "right")
-        for row in _medians(rows, test):
+        for row in medians(rows, test):
             table.add_row(*map(_shown, _cells(row)))
         Console(width=120).print(table)
 

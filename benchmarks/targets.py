@@ -23,6 +23,8 @@ PEERS = Path(".bench")
 NPM_PEERS = Path("benchmarks/peers/node_modules")
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
+# Models of a provider of OpenAI Chat only.
+TRANSLATED = "translated-"
 # Rivals refuse weak ones. It opens nothing.
 KEY = "sk-bench-3f9a7c51e0b24d68a1c5f7e90b3d2846"
 _NGINX = """worker_processes 1; pid nginx.pid; error_log error.log; daemon off;
@@ -45,6 +47,8 @@ class Target:
         others: what else it cannot do without: stores, billing, logs.
         arguments: what the load has to be told beside the port.
         dialects: that it serves here.
+        translating: what stands before a model's name if its provider is to speak OpenAI Chat only; None
+            if it cannot be had so.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Target:
     key: str = KEY
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     dialects: frozenset[str] = frozenset({"openai_chat", "anthropic", "openai_responses"})
+    translating: str | None = None
 
 
 class NotHere(Exception):
@@ -91,21 +96,18 @@ def _ours(name: str, upstream: int, models: Sequence[str], folder: Path) -> Iter
     """The whole mesh: keys, leases, outbox, usage events, metrics and request log, as it is shipped."""
     (folder / "mesh").mkdir()
     with Mesh(folder / "mesh") as mesh:
-        mesh.rest(
-            "POST",
-            "providers",
-            json={
-                "provider_id": "bench",
-                "dialects": ["DIALECT_ANTHROPIC", "DIALECT_OPENAI_CHAT", "DIALECT_OPENAI_RESPONSES"],
-                "base_url": f"http://127.0.0.1:{upstream}",
-                "credentials": [{"secret": "any"}],
-                "supported_models": ["fake*"],
-            },
-        )
+        fields = {"base_url": f"http://127.0.0.1:{upstream}", "credentials": [{"secret": "any"}]}
+        dialects = ["DIALECT_ANTHROPIC", "DIALECT_OPENAI_CHAT", "DIALECT_OPENAI_RESPONSES"]
+        whole = {"provider_id": "bench", "dialects": dialects, "supported_models": ["fake*"]}
+        mapping = {"model": f"{TRANSLATED}*", "upstream_model": "*"}
+        chat = {"provider_id": "chat", "dialects": ["DIALECT_OPENAI_CHAT"], "model_mappings": [mapping]}
+        for provider in (whole, chat):
+            mesh.rest("POST", "providers", json={**provider, **fields})
         for model in models:
             rates = {"input_nano_usd": "1000", "output_nano_usd": "2000"}
             mesh.rest("POST", "prices", json={"model": model, **rates})
-        _until_answered(mesh.base_url, mesh.key, models[0])
+        for model in (models[0], TRANSLATED + models[0]):
+            _until_answered(mesh.base_url, mesh.key, model)
         if name == "ours":
             yield _of_mesh(mesh, name, mesh.ports["EDGE"], [mesh.pid("gateway")])
             return
@@ -118,7 +120,7 @@ def _ours(name: str, upstream: int, models: Sequence[str], folder: Path) -> Iter
 
 def _of_mesh(mesh: Mesh, name: str, port: int, pids: Sequence[int]) -> Target:
     others = [process for process in mesh.family() if process.pid not in pids]
-    return Target(name, port, [psutil.Process(pid) for pid in pids], others, mesh.key)
+    return Target(name, port, [psutil.Process(pid) for pid in pids], others, mesh.key, translating=TRANSLATED)
 
 
 Rival = tuple[Sequence[str], Mapping[str, str], Target]
@@ -226,6 +228,7 @@ def _ccr(port: int, upstream: int, models: Sequence[str], folder: Path) -> Rival
         port,
         arguments={"anthropic": ["--model-prefix", "up,"]},
         dialects=frozenset({"anthropic"}),
+        translating="",
     )
     return ["node", script, "start"], {"HOME": str(folder), "NODE_ENV": "production"}, target
 
