@@ -24,10 +24,12 @@ class UsageBus:
     Args:
         url: of the bus.
         store: books the events.
+        ack_wait_seconds: after so long the bus delivers again what is not acknowledged.
     """
 
-    def __init__(self, url: str, store: LedgerStore) -> None:
+    def __init__(self, url: str, store: LedgerStore, ack_wait_seconds: float = bus.ACK_WAIT_SECONDS) -> None:
         self._url = url
+        self._ack_wait_seconds = ack_wait_seconds
         self._store = store
         self._client: Client | None = None
         self._consumer: UsageConsumer | None = None
@@ -52,7 +54,14 @@ class UsageBus:
             raise
         try:
             jetstream = self._client.jetstream()
-            self._consumer = UsageConsumer(jetstream, DURABLE, self._settle, self._store.park, DATA_ERRORS)
+            self._consumer = UsageConsumer(
+                jetstream,
+                DURABLE,
+                self._settle,
+                self._store.park,
+                DATA_ERRORS,
+                ack_wait_seconds=self._ack_wait_seconds,
+            )
             await self._consumer.run()
         finally:
             await self._client.close()

@@ -63,7 +63,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
         keys, ledger_store = KeyStore(pool), LedgerStore(pool)
         budgets = BudgetStore(pool, settings.lease_nano_usd, settings.lease_seconds)
         key_watch, budget_watcher = KeyWatch(keys), BudgetWatch(budgets)
-        usage = UsageBus(settings.nats_url, ledger_store)
+        usage = UsageBus(settings.nats_url, ledger_store, settings.ack_wait_seconds)
         reservations, letters = ReservationStore(pool), DeadLetterStore(pool)
         listener = Listener(
             pool, {key_store.CHANNEL: key_watch.heard, budget_watch.CHANNEL: budget_watcher.heard}

@@ -1,4 +1,4 @@
-"""The bus: one JetStream stream of usage events, declared here and nowhere else."""
+"""The bus: one JetStream stream of usage events and its consumers, declared here and nowhere else."""
 
 import asyncio
 import logging
@@ -8,7 +8,17 @@ import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, PubAck, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    PubAck,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamInfo,
+)
 from nats.js.errors import APIError, NotFoundError
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
@@ -42,10 +52,16 @@ STREAM = StreamConfig(
 )
 # What must agree for a stream made by others; the rest is the operator's choice.
 _CHECKED = ("subjects", "retention", "storage", "discard", "deny_delete", "deny_purge")
+ACK_WAIT_SECONDS = 30.0
+MAX_ACK_PENDING = 2000
+# Of a consumer: what else would skip events, give them up, or take them for done unasked.
+_CONSUMER_CHECKED = ("ack_policy", "deliver_policy", "filter_subject", "max_deliver")
+# What follows the settings of who starts last.
+_CONSUMER_KEPT = ("ack_wait", "max_ack_pending")
 
 
 class StreamMismatch(Exception):
-    """The stream exists and is not what this program relies on."""
+    """The stream, or a consumer of it, exists and is not what this program relies on."""
 
 
 async def connect(url: str, name: str, on_reconnect: Callable[[], Awaitable[None]] | None = None) -> Client:
@@ -80,14 +96,50 @@ async def ensure_stream(jetstream: JetStreamContext) -> StreamInfo:
         StreamMismatch: names each property that differs.
     """
     found = await _found_or_added(jetstream)
-    problems = [
-        f"{name} is {getattr(found.config, name)!r}, must be {getattr(STREAM, name)!r}"
-        for name in _CHECKED
-        if getattr(found.config, name) != getattr(STREAM, name)
-    ]
-    if problems:
-        raise StreamMismatch(f"stream {STREAM_NAME}: " + "; ".join(problems))
+    if problems := _differences(found.config, STREAM, _CHECKED):
+        raise StreamMismatch(f"stream {STREAM_NAME}: {problems}")
     return found
+
+
+def consumer_config(durable: str, ack_wait_seconds: float = ACK_WAIT_SECONDS) -> ConsumerConfig:
+    """Returns what each durable consumer is: it gets every event, until it is acknowledged."""
+    return ConsumerConfig(
+        durable_name=durable,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ack_wait_seconds,
+        max_ack_pending=MAX_ACK_PENDING,
+        max_deliver=-1,
+        filter_subject=SUBJECTS,
+    )
+
+
+async def ensure_consumer(
+    jetstream: JetStreamContext, durable: str, ack_wait_seconds: float = ACK_WAIT_SECONDS
+) -> None:
+    """Creates a durable consumer if there is none; if there is one, checks it and gives it its times.
+
+    Raises:
+        StreamMismatch: names each property that differs and cannot be changed.
+    """
+    wanted = consumer_config(durable, ack_wait_seconds)
+    try:
+        found = (await jetstream.consumer_info(STREAM_NAME, durable)).config
+    except NotFoundError:
+        await jetstream.add_consumer(STREAM_NAME, wanted)
+        return
+    if problems := _differences(found, wanted, _CONSUMER_CHECKED):
+        raise StreamMismatch(f"consumer {durable}: {problems}")
+    if _differences(found, wanted, _CONSUMER_KEPT):
+        await jetstream.add_consumer(STREAM_NAME, wanted)
+
+
+def _differences(found: object, wanted: object, names: tuple[str, ...]) -> str:
+    return "; ".join(
+        f"{name} is {getattr(found, name)!r}, must be {getattr(wanted, name)!r}"
+        for name in names
+        if getattr(found, name) != getattr(wanted, name)
+    )
 
 
 async def _found_or_added(jetstream: JetStreamContext) -> StreamInfo:
@@ -120,4 +172,13 @@ async def publish(jetstream: JetStreamContext, request_id: str, subject: str, pa
     )
 
 
-__all__ = ["STREAM_NAME", "NatsError", "StreamMismatch", "connect", "ensure_stream", "publish", "subject_of"]
+__all__ = [
+    "STREAM_NAME",
+    "NatsError",
+    "StreamMismatch",
+    "connect",
+    "ensure_consumer",
+    "ensure_stream",
+    "publish",
+    "subject_of",
+]

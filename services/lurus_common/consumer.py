@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from prometheus_client import Counter, Gauge
 from protovalidate import Validator
 
@@ -33,8 +32,6 @@ log = logging.getLogger(__name__)
 BATCH_EVENTS = 200
 FETCH_SECONDS = 1.0
 LEAST_LINGER_SECONDS = 0.02
-ACK_WAIT_SECONDS = 30
-MAX_ACK_PENDING = 2000
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 # How long an event that failed unforeseen stays away at most.
@@ -79,6 +76,7 @@ class UsageConsumer:
         data_errors: what `handle` raises if an event is at fault, not the store.
         batch_events: the most that one call of `handle` gets.
         linger_seconds: how long a batch that is not full waits for more.
+        ack_wait_seconds: after so long the bus delivers again what is not acknowledged.
     """
 
     def __init__(
@@ -91,6 +89,7 @@ class UsageConsumer:
         *,
         batch_events: int = BATCH_EVENTS,
         linger_seconds: float = 0.0,
+        ack_wait_seconds: float = bus.ACK_WAIT_SECONDS,
     ) -> None:
         self._jetstream = jetstream
         self._durable = durable
@@ -99,6 +98,7 @@ class UsageConsumer:
         self._data_errors = data_errors
         self._batch_events = batch_events
         self._linger_seconds = linger_seconds
+        self._ack_wait_seconds = ack_wait_seconds
         self._validator = Validator()
         self._stopping = asyncio.Event()
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -160,20 +160,10 @@ class UsageConsumer:
                 await subscription.unsubscribe()
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        config = ConsumerConfig(
-            durable_name=self._durable,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_SECONDS,
-            max_ack_pending=MAX_ACK_PENDING,
-            max_deliver=-1,
-            filter_subject=bus.SUBJECTS,
-        )
         await bus.ensure_stream(self._jetstream)
+        await bus.ensure_consumer(self._jetstream, self._durable, self._ack_wait_seconds)
         self.problem = ""
-        return await self._jetstream.pull_subscribe(
-            bus.SUBJECTS, self._durable, stream=bus.STREAM_NAME, config=config
-        )
+        return await self._jetstream.pull_subscribe_bind(self._durable, stream=bus.STREAM_NAME)
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         messages = await _fetch_some(subscription, 1, FETCH_SECONDS)

@@ -107,6 +107,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_exchange_seconds: Annotated[float, Meta(ge=0.05, le=5)] = 0.2
     gateway_workers: Annotated[int, Meta(ge=1, le=10_000)] = 1
 
+    # After so long the bus delivers events again that a consumer has not said to be done; one that died
+    # with some makes them wait for it. Shorter than an insert takes, they come twice, which costs only work.
+    ack_wait_seconds: Annotated[float, Meta(ge=1, le=600)] = 30
+
     # What a lease is worth at most, and for how long.
     lease_nano_usd: Count = 1_000_000_000
     lease_seconds: Seconds = 60

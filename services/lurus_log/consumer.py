@@ -21,10 +21,14 @@ class LogConsumer:
         url: of the bus.
         store: keeps the events.
         tail: shows them to watchers.
+        ack_wait_seconds: after so long the bus delivers again what is not acknowledged.
     """
 
-    def __init__(self, url: str, store: LogStore, tail: UsageTail) -> None:
+    def __init__(
+        self, url: str, store: LogStore, tail: UsageTail, ack_wait_seconds: float = bus.ACK_WAIT_SECONDS
+    ) -> None:
         self._url = url
+        self._ack_wait_seconds = ack_wait_seconds
         self._store = store
         self._tail = tail
         self._consumer: UsageConsumer | None = None
@@ -47,6 +51,7 @@ class LogConsumer:
                 (EventUnfit,),
                 batch_events=BATCH_EVENTS,
                 linger_seconds=LINGER_SECONDS,
+                ack_wait_seconds=self._ack_wait_seconds,
             )
             async with asyncio.TaskGroup() as group:
                 following = group.create_task(self._tail.run(jetstream))

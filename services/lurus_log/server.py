@@ -41,7 +41,8 @@ async def log_server(settings: Settings) -> AsyncIterator[int]:
     """
     settings.require("clickhouse_url", "nats_url", "admin_token")
     store, tail = LogStore(settings.clickhouse_url), UsageTail()
-    usage, servicer = LogConsumer(settings.nats_url, store, tail), LogServicer(store, tail)
+    usage = LogConsumer(settings.nats_url, store, tail, settings.ack_wait_seconds)
+    servicer = LogServicer(store, tail)
 
     async def problems() -> dict[str, str]:
         found = {"clickhouse": store.problem, "usage": usage.problem}

@@ -41,7 +41,8 @@ RETRY_SECONDS = 0.5
 # How often a worker looks for events of another one that has ended.
 ADOPT_SECONDS = 5.0
 # In so many looks in a row nobody must hold a file before it is another's: a worker that is started again,
-# after the longest back-off of a supervisor too, finds its lease, and so serves without billing.
+# after the longest back-off of a supervisor too, finds its lease, and so serves without billing. Nobody
+# takes one as it starts: all workers of a machine may be starting, in any order.
 PATIENCE_LOOKS = 5
 MAX_FINALS_WAITING = 10_000
 MAX_READY_ROWS = 2_048
@@ -125,7 +126,6 @@ class Outbox:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = await self._take_lock()
         self._database = outbox_file.open_or_replace(self._path)
-        outbox_file.adopt_orphans(self._path, self._worker_id)
         recovered = outbox_file.recover(self._database, self._worker_id)
         RECOVERED.inc(recovered)
         self.kept_leases = outbox_file.kept_leases(self._database)

@@ -115,17 +115,17 @@ def orphans(own_path: Path) -> list[Path]:
     return found
 
 
-def adopt_orphans(own_path: Path, worker_id: str, paths: Sequence[Path] | None = None) -> Adopted:
+def adopt_orphans(own_path: Path, worker_id: str, paths: Sequence[Path]) -> Adopted:
     """Takes over the rows of workers that are gone, each file by exactly one adopter.
 
     What such a worker was still doing becomes an estimated final event. What it had sent stays beside
     us for an audit. Waits for nobody; it may run beside the worker's own writes.
 
     Args:
-        paths: the files in question; all that nobody holds if None.
+        paths: the files in question.
     """
     adopted = Adopted()
-    for path in orphans(own_path) if paths is None else paths:
+    for path in paths:
         try:
             held = lock(path)
         except OutboxLocked:

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.consumer import UsageBus
 from lurus_billing.store import LedgerStore, Settled
-from lurus_common import bus, consumer
+from lurus_common import bus
 from lurus_common.ids import new_id
 
 pytestmark = pytest.mark.anyio
@@ -42,8 +42,10 @@ def jetstream(client: Client) -> JetStreamContext:
 
 
 @asynccontextmanager
-async def consuming(nats_url: str, store: LedgerStore) -> AsyncIterator[UsageBus]:
-    usage = UsageBus(nats_url, store)
+async def consuming(
+    nats_url: str, store: LedgerStore, ack_wait_seconds: float = bus.ACK_WAIT_SECONDS
+) -> AsyncIterator[UsageBus]:
+    usage = UsageBus(nats_url, store, ack_wait_seconds)
     task = asyncio.create_task(usage.run())
     try:
         yield usage
@@ -98,7 +100,6 @@ async def test_killed_between_commit_and_ack_it_debits_once(
     database_url: str,
     account_id: str,
     make_event: Make,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await publish(jetstream, *(make_event(account_id, 5) for _ in range(50)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -111,10 +112,9 @@ async def test_killed_between_commit_and_ack_it_debits_once(
     assert not await all_acked(jetstream)
     # The bus waits for the dead one's acks; not as long as it would in production.
     info = await jetstream.consumer_info(bus.STREAM_NAME, "billing")
-    assert info.config.ack_wait == consumer.ACK_WAIT_SECONDS
-    await jetstream.add_consumer(bus.STREAM_NAME, info.config.evolve(ack_wait=0.5))
+    assert info.config.ack_wait == bus.ACK_WAIT_SECONDS
     store = SlowStore(pool)
-    async with consuming(nats_url, store):
+    async with consuming(nats_url, store, 0.5):
         await eventually(lambda: all_acked(jetstream), 60)
     assert store.is_redelivered
     assert await balance(pool, account_id) == -250
@@ -155,9 +155,7 @@ async def test_two_consumers_slower_than_the_ack_wait_debit_once(
     nats_url: str,
     account_id: str,
     make_event: Make,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consumer, "ACK_WAIT_SECONDS", 0.3)
     await publish(jetstream, *(make_event(account_id, 2) for _ in range(200)))
     store = SlowStore(pool)
     store.wait_seconds = 0.4
@@ -165,7 +163,7 @@ async def test_two_consumers_slower_than_the_ack_wait_debit_once(
     async def is_redelivered() -> bool:
         return store.is_redelivered
 
-    async with consuming(nats_url, store), consuming(nats_url, store):
+    async with consuming(nats_url, store, 0.3), consuming(nats_url, store, 0.3):
         await eventually(is_redelivered)
         store.wait_seconds = 0.0
         await eventually(lambda: all_acked(jetstream))

@@ -35,7 +35,8 @@ MEAN_PAUSE_SECONDS = 2.0
 # Before the first kill, so that keys and providers are known to both workers.
 WARM_SECONDS = 1.0
 WAIT_SECONDS = 30.0
-# Events of a consumer that died come again after half a minute; a busy machine needs as much again.
+# Events of a consumer that died come again after so long, which is when the audit can end.
+ACK_WAIT_SECONDS = 4.0
 QUIET_SECONDS = 120.0
 LOOK_SECONDS = 0.5
 LEASE_SECONDS = 60.0
@@ -200,6 +201,7 @@ def running_audit(data_dir: Path, **settings: str) -> Iterator[Audit]:
     loop, provider = FaultLoop(), FaultyProvider()
     loop.run(provider.start())
     try:
+        settings = {"ack_wait_seconds": str(ACK_WAIT_SECONDS), **settings}
         with Mesh(data_dir, "--workers", str(WORKERS), **settings) as mesh:
             yield Audit(mesh, provider)
     finally:

@@ -19,10 +19,10 @@ from tests.chaos.ledgers import Bank, Booked, Books, Logged, Served
 from tests.chaos.load import Seen
 from tests.support.mesh import Mesh
 
-# Its kills begin with both consumers, whose unacknowledged events take half a minute to come again.
+# Its kills begin with both consumers.
 SEED = 360
-LOAD_SECONDS = 18.0
-KILL_PAUSE_SECONDS = 1.4
+LOAD_SECONDS = 11.0
+KILL_PAUSE_SECONDS = 1.1
 LEAST_KILLS = 6
 # On a machine with other things to do a worker may read late what a provider has sent.
 LOST_SECONDS = 2.0

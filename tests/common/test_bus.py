@@ -1,14 +1,18 @@
 """The usage stream on a real NATS."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
+import httpx
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, StreamConfig
+from nats.js.api import AckPolicy, DeliverPolicy, DiscardPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
@@ -20,9 +24,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackends]:
     with EmbeddedBackends.running(tmp_path_factory.mktemp("nats"), ("nats",)) as running:
-        yield running.urls.nats_url
+        yield running
+
+
+@pytest.fixture
+def nats_url(nats: EmbeddedBackends) -> str:
+    return nats.urls.nats_url
 
 
 @pytest.fixture
@@ -71,6 +80,51 @@ class TestEnsureStream:
     async def test_another_size_and_age_are_the_operators_choice(self, jetstream: JetStreamContext) -> None:
         await jetstream.add_stream(bus.STREAM.evolve(max_bytes=1_000_000, max_age=3600))
         assert (await bus.ensure_stream(jetstream)).config.max_bytes == 1_000_000
+
+
+class TestEnsureConsumer:
+    async def test_it_gives_up_no_event_and_takes_none_for_done(self, jetstream: JetStreamContext) -> None:
+        await bus.ensure_stream(jetstream)
+        await asyncio.gather(*(bus.ensure_consumer(jetstream, "one") for _ in range(5)))
+        found = (await jetstream.consumer_info(bus.STREAM_NAME, "one")).config
+        assert (found.ack_policy, found.deliver_policy) == (AckPolicy.EXPLICIT, DeliverPolicy.ALL)
+        assert (found.max_deliver, found.filter_subject) == (-1, bus.SUBJECTS)
+        assert (found.ack_wait, found.max_ack_pending) == (30, 2000)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"max_deliver": 5},
+            {"ack_policy": AckPolicy.NONE},
+            {"deliver_policy": DeliverPolicy.NEW},
+            {"filter_subject": f"{bus.SUBJECT_PREFIX}.acct_a"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    async def test_one_that_would_lose_money_is_refused(
+        self, jetstream: JetStreamContext, change: dict[str, object]
+    ) -> None:
+        await bus.ensure_stream(jetstream)
+        await jetstream.add_consumer(bus.STREAM_NAME, bus.consumer_config("one").evolve(**change))
+        with pytest.raises(bus.StreamMismatch, match=f"consumer one: {next(iter(change))} is"):
+            await bus.ensure_consumer(jetstream, "one")
+
+    async def test_its_times_follow_the_settings(self, jetstream: JetStreamContext) -> None:
+        await bus.ensure_stream(jetstream)
+        await bus.ensure_consumer(jetstream, "one")
+        await bus.ensure_consumer(jetstream, "one", 5)
+        assert (await jetstream.consumer_info(bus.STREAM_NAME, "one")).config.ack_wait == 5
+
+
+class TestServer:
+    def test_the_embedded_one_writes_to_disk_before_it_acknowledges(self, nats: EmbeddedBackends) -> None:
+        port = json.loads((nats.data_dir.path / "ports.json").read_text())["nats_http"]
+        found = httpx.get(f"http://127.0.0.1:{port}/varz").json()["jetstream"]["config"]
+        assert found["sync_always"] is True
+
+    def test_so_does_the_deployed_one(self) -> None:
+        deployed = Path(__file__).parents[2] / "deploy/nats/nats.conf"
+        assert re.search(r"^\s*sync_interval: always$", deployed.read_text(), re.MULTILINE)
 
 
 class TestPublish:

@@ -80,8 +80,10 @@ def store() -> Store:
 
 
 @asynccontextmanager
-async def consuming(jetstream: JetStreamContext, store: Store) -> AsyncIterator[UsageConsumer]:
-    running = UsageConsumer(jetstream, DURABLE, store.handle, store.park, (BadData,))
+async def consuming(
+    jetstream: JetStreamContext, store: Store, **times: float
+) -> AsyncIterator[UsageConsumer]:
+    running = UsageConsumer(jetstream, DURABLE, store.handle, store.park, (BadData,), **times)
     task = asyncio.create_task(running.run())
     try:
         yield running
@@ -276,12 +278,12 @@ class TestFailure:
 
     @pytest.mark.row("F37")
     async def test_two_consumers_slower_than_the_ack_wait_miss_nothing(
-        self, jetstream: JetStreamContext, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, jetstream: JetStreamContext, store: Store
     ) -> None:
-        monkeypatch.setattr(consumer, "ACK_WAIT_SECONDS", 0.2)
         store.wait_seconds = 0.3
         ids = await publish(jetstream, *(event() for _ in range(20)))
-        async with consuming(jetstream, store), consuming(jetstream, store):
+        times = {"ack_wait_seconds": 0.2}
+        async with consuming(jetstream, store, **times), consuming(jetstream, store, **times):
             await until(
                 lambda: max(store.handled.values(), default=0) > 1
             )  # redelivered: it is at least once
@@ -327,5 +329,18 @@ class TestFailure:
             await until(lambda: "discard" in running.problem)
             await jetstream.delete_stream(bus.STREAM_NAME)
             await publish(jetstream, event())
+            await until(lambda: len(store.handled) == 1)
+            assert running.problem == ""
+
+    async def test_a_consumer_that_would_lose_events_is_a_problem_until_it_is_mended(
+        self, jetstream: JetStreamContext, store: Store
+    ) -> None:
+        await publish(jetstream, event())
+        wrong = bus.consumer_config(DURABLE).evolve(max_deliver=3)
+        await jetstream.add_consumer(bus.STREAM_NAME, wrong)
+        async with consuming(jetstream, store) as running:
+            await until(lambda: "max_deliver is 3, must be -1" in running.problem)
+            assert not store.handled
+            await jetstream.delete_consumer(bus.STREAM_NAME, DURABLE)
             await until(lambda: len(store.handled) == 1)
             assert running.problem == ""

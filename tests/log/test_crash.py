@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from aiohttp import ClientConnectionResetError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from lurus.log.v1.log_pb2 import GetStatsRequest, ListLogsRequest
 from lurus.log.v1.log_pb2_grpc import LogServiceStub
@@ -47,26 +46,19 @@ def own_settings(own: EmbeddedBackends) -> Iterator[Settings]:
         nats_url=own.urls.nats_url,
         admin_token=TOKEN,
         log_port=0,
+        ack_wait_seconds=ACK_WAIT_SECONDS,
     )
     own.data_dir.close()
 
 
 @pytest.fixture
 async def own_jetstream(own: EmbeddedBackends) -> AsyncIterator[JetStreamContext]:
-    """The bus, once it runs. The consumer is given up sooner than in production."""
+    """The bus, once it runs."""
     let_bodies_be_cut()
     async with own:
         client = await bus.connect(own.urls.nats_url, "test")
         jetstream = client.jetstream()
         await bus.ensure_stream(jetstream)
-        config = ConsumerConfig(
-            durable_name="log",
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_SECONDS,
-            filter_subject=bus.SUBJECTS,
-        )
-        await jetstream.add_consumer(bus.STREAM_NAME, config)
         yield jetstream
         await client.close()
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -263,16 +263,21 @@ asyncio.run(main())
             assert outbox.unsent_count == 3
 
     @pytest.mark.row("F43")
-    async def test_its_file_is_adopted_once(self, tmp_path: Path) -> None:
+    async def test_its_file_is_adopted_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outbox_module, "ADOPT_SECONDS", 0.02)
         self.die(tmp_path, "dead")
         workers = [Outbox(tmp_path, f"w{number}", 10) for number in range(4)]
         await asyncio.gather(*(worker.__aenter__() for worker in workers))
+        looking = [asyncio.create_task(worker.look_after_orphans(lambda leases: None)) for worker in workers]
         try:
+            await until(lambda: any(worker.unsent_count for worker in workers))
             assert sorted(worker.unsent_count for worker in workers) == [0, 0, 0, 3]
             [adopter] = [number for number, worker in enumerate(workers) if worker.unsent_count]
             self.check(read_outbox(tmp_path / f"outbox-w{adopter}.db"), f"w{adopter}")
             assert not (tmp_path / "outbox-dead.db").exists()
         finally:
+            for look in looking:
+                look.cancel()
             for worker in workers:
                 await worker.__aexit__(None, None, None)
 
@@ -316,6 +321,18 @@ asyncio.run(main())
             async with Outbox(tmp_path, "again", 10) as again:
                 assert set(again.kept_leases.leases) == {"a"}
                 assert again.unsent_count == 1
+
+    async def test_all_that_are_started_again_keep_what_they_were_lent(self, tmp_path: Path) -> None:
+        """The first of them finds the others' files without their workers."""
+        names = [f"w{number}" for number in range(3)]
+        async with AsyncExitStack() as stack:
+            for name in names:
+                outbox = await stack.enter_async_context(Outbox(tmp_path, name, 10))
+                lease = KeptLease("a", f"lease_{name}", 100, time.time_ns(), time.time_ns() + 60 * 10**9)
+                outbox.keep_lease(lease)
+        for name in names:
+            async with Outbox(tmp_path, name, 10) as outbox:
+                assert [kept.lease_id for kept in outbox.kept_leases.leases.values()] == [f"lease_{name}"]
 
     async def test_an_event_that_cannot_be_read_stops_nobody(self, tmp_path: Path) -> None:
         async with Outbox(tmp_path, "w", 10):
