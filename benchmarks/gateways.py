@@ -154,6 +154,7 @@ def _measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
     ]
     load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     used: list[tuple[Used, Used]] = []
+    foreign: list[float] = []
     result: dict[str, Any] = {}
     began = time.monotonic()
     assert load.stdout is not None
@@ -161,10 +162,12 @@ def _measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
         said = json.loads(line)
         if "window" in said:
             used.append((_used(target.processes), _used(target.others)))
+            foreign.append(_foreign_seconds())
         else:
             result = said
     load.wait(max(1.0, LOAD_SECONDS - (time.monotonic() - began)))
-    return {"target": target.name, **result, **_costs(used, result)}
+    foreign_cores = round((foreign[1] - foreign[0]) / result["seconds"], 3)
+    return {"target": target.name, **result, **_costs(used, result), "foreign_cores": foreign_cores}
 
 
 def _costs(used: Sequence[tuple[Used, Used]], result: dict[str, Any]) -> dict[str, Any]:
@@ -192,13 +195,21 @@ def _used(processes: Sequence[psutil.Process]) -> Used:
     return Used(seconds, rss)
 
 
+def _foreign_seconds() -> float:
+    """Processor seconds of everything on this machine that the benchmark has not started."""
+    times = psutil.cpu_times()
+    busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+    own = psutil.Process()
+    return busy - _used([own, *own.children(recursive=True)]).seconds
+
+
 def _line(row: dict[str, Any]) -> str:
     first = (row["first_byte_ms"] or {}).get("p50")
     samples = f"  {row['error_samples']}" if row["errors"] else ""
     return (
         f"{row['test']:<9}{row['target']:<9}{row['per_second']:>9} a second  cpu {row['cpu_ms']} ms"
         f"  others {row['others_cpu_ms']} ms  first byte {first} ms  {row['rss_mib']} MiB"
-        f"  errors {row['errors']}{samples}"
+        f"  errors {row['errors']}{samples}  foreign {row['foreign_cores']}"
     )
 
 
