@@ -13,6 +13,7 @@ from lurus_billing.store import DATA_ERRORS, LedgerStore
 from lurus_common import bus
 from lurus_common.consumer import UsageConsumer
 from lurus_common.errors import Conflict, DependencyUnavailable, InvalidRequest
+from lurus_common.ids import new_id
 from lurus_common.rpc import check_rules
 
 DURABLE = "billing"
@@ -94,6 +95,26 @@ class UsageBus:
         except (bus.NatsError, OSError) as error:
             raise _away() from error
         return bool(ack.duplicate)
+
+    @property
+    def client(self) -> Client | None:
+        """The connection, None until there was one."""
+        return self._client
+
+    async def publish_again(self, event: UsageEvent) -> None:
+        """Puts an event on the bus that may be there, under another message id: it comes to all again.
+
+        Raises:
+            DependencyUnavailable: if the bus is away.
+        """
+        if self._client is None or not self._client.is_connected:
+            raise _away()
+        again = new_id(f"again_{event.request_id}")
+        payload = event.SerializeToString()
+        try:
+            await bus.publish(self._client.jetstream(), again, bus.subject_of(event), payload)
+        except (bus.NatsError, OSError) as error:
+            raise _away() from error
 
     async def replay(self, letter: DeadLetter) -> None:
         """Books the event of a parked letter as if it came from the bus now; once, however often.

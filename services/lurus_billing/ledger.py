@@ -135,10 +135,13 @@ def usage_entry(event: UsageEvent) -> Entry:
 
 def is_idle(entry: Entry) -> bool:
     """Whether an entry is of a request that was refused, used nothing and costs nothing."""
-    event = entry.event
+    return entry.event is not None and is_idle_event(entry.event)
+
+
+def is_idle_event(event: UsageEvent) -> bool:
+    """Whether an event is of a request that was refused, used nothing and costs nothing."""
     return (
-        event is not None
-        and event.terminal == TERMINAL_REFUSED
+        event.terminal == TERMINAL_REFUSED
         and not event.cost_nano_usd
         and not event.is_unpriced
         and event.tokens == Tokens()

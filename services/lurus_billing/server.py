@@ -11,9 +11,12 @@ import asyncpg
 
 from lurus.billing.v1.billing_pb2 import DESCRIPTOR
 from lurus.billing.v1.billing_pb2_grpc import add_BillingServiceServicer_to_server
+from lurus.log.v1.log_pb2_grpc import LogServiceStub
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
+from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
 from lurus_billing import budget_watch, key_store
 from lurus_billing.account_store import AccountStore
+from lurus_billing.books import Books
 from lurus_billing.budget_store import BudgetStore
 from lurus_billing.budget_watch import BudgetWatch
 from lurus_billing.consumer import UsageBus
@@ -23,6 +26,7 @@ from lurus_billing.key_watch import KeyWatch
 from lurus_billing.listener import Listener
 from lurus_billing.price_lookup import PriceLookup
 from lurus_billing.receipt_store import ReceiptStore
+from lurus_billing.reconciler import Reconciler
 from lurus_billing.repricing_store import RepricingStore
 from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.servicer import BillingServicer
@@ -59,12 +63,16 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
     async with (
         _database(settings) as pool,
         open_channel(settings.provider_address, settings.admin_token) as provider_channel,
+        open_channel(settings.log_address, settings.admin_token) as log_channel,
+        open_channel(settings.routing_address, settings.admin_token) as routing_channel,
     ):
         keys, ledger_store = KeyStore(pool), LedgerStore(pool)
         budgets = BudgetStore(pool, settings.lease_nano_usd, settings.lease_seconds)
         key_watch, budget_watcher = KeyWatch(keys), BudgetWatch(budgets)
         usage = UsageBus(settings.nats_url, ledger_store, settings.ack_wait_seconds)
         reservations, letters = ReservationStore(pool), DeadLetterStore(pool)
+        books = Books(pool, LogServiceStub(log_channel), RoutingServiceStub(routing_channel))
+        reconciler = Reconciler(books, usage)
         listener = Listener(
             pool, {key_store.CHANNEL: key_watch.heard, budget_watch.CHANNEL: budget_watcher.heard}
         )
@@ -81,12 +89,14 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
             key_watch=key_watch,
             budget_watch=budget_watcher,
             usage=usage,
+            reconciler=reconciler,
             pepper=settings.key_pepper,
         )
         async with (
             _consuming(usage),
             beside(listener.run(), "changes"),
             beside(sweep_for_ever(reservations, letters), "sweeper"),
+            beside(reconciler.watch(), "reconciliation"),
             grpc_service(
                 settings,
                 settings.billing_port,

@@ -18,11 +18,12 @@ from lurus_billing.metrics import count_lease
 from lurus_billing.price_lookup import PriceLookup
 from lurus_billing.receipt_store import ReceiptStore
 from lurus_billing.receipts import receipt
+from lurus_billing.reconciler import Reconciler
 from lurus_billing.repricing_store import RepricingStore, require_price
 from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.store import LedgerStore
 from lurus_common import secrets
-from lurus_common.errors import InvalidRequest, NotBuiltYet
+from lurus_common.errors import InvalidRequest
 from lurus_common.ids import new_id
 
 MAX_ALLOWED_MODELS_BYTES = 64 * 1024
@@ -50,6 +51,7 @@ class BillingServicer(BillingServiceServicer):
         key_watch: KeyWatch,
         budget_watch: BudgetWatch,
         usage: UsageBus,
+        reconciler: Reconciler,
         pepper: str,
     ) -> None:
         self._accounts = accounts
@@ -64,6 +66,7 @@ class BillingServicer(BillingServiceServicer):
         self._key_watch = key_watch
         self._budget_watch = budget_watch
         self._usage = usage
+        self._reconciler = reconciler
         self._pepper = pepper
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.GetAccountResponse:
@@ -189,7 +192,7 @@ class BillingServicer(BillingServiceServicer):
             yield response
 
     async def Reconcile(self, request: pb.ReconcileRequest, context: Any) -> pb.ReconcileResponse:
-        raise NotBuiltYet("this method is not built yet", method="Reconcile")
+        return await self._reconciler.answer(request)
 
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Any

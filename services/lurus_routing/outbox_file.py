@@ -234,7 +234,7 @@ def kept_leases(database: sqlite3.Connection) -> KeptLeases:
     oldest = min(lease.ask_time_ns for lease in found.leases.values())
     events = database.execute(
         "SELECT payload FROM usage WHERE request_id >= ? ORDER BY request_id LIMIT ?",
-        (_id_at(oldest - _ADMISSION_NS), MAX_SCANNED_ROWS + 1),
+        (id_at(oldest - _ADMISSION_NS), MAX_SCANNED_ROWS + 1),
     )
     for number, (payload,) in enumerate(events):
         if number == MAX_SCANNED_ROWS:
@@ -253,13 +253,13 @@ def _count_spent(found: KeptLeases, payload: bytes) -> None:
     if lease is None or not event.cost_nano_usd:
         return
     found.costs[event.key_id, event.model] = event.cost_nano_usd
-    if event.lease_id == lease.lease_id or event.request_id >= _id_at(lease.ask_time_ns):
+    if event.lease_id == lease.lease_id or event.request_id >= id_at(lease.ask_time_ns):
         spent = lease.spent_nano_usd + event.cost_nano_usd
         found.leases[event.account_id] = replace(lease, spent_nano_usd=spent)
 
 
-def _id_at(time_ns: int) -> str:
-    """Returns what sorts before every request id made from that moment on."""
+def id_at(time_ns: int) -> str:
+    """Returns what sorts before every request id made from that moment on, in Unix nanoseconds."""
     return f"req_{str(ULID.from_timestamp(max(0, time_ns) // 1_000_000))[:_ULID_TIME_CHARACTERS]}"
 
 

@@ -96,8 +96,9 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
         )
         billing: BillingServiceAsyncStub = BillingServiceStub(billing_channel)
         provider: ProviderServiceAsyncStub = ProviderServiceStub(provider_channel)
+        outboxes = Path(settings.data_dir) / "outbox"
         outbox = await stack.enter_async_context(
-            Outbox(Path(settings.data_dir) / "outbox", settings.worker_id, settings.max_outbox_rows)
+            Outbox(outboxes, settings.worker_id, settings.max_outbox_rows)
         )
         session = await stack.enter_async_context(open_session(settings.http_hosts()))
         limiter = RateLimiter(settings.gateway_workers, bool(settings.redis_url))
@@ -126,7 +127,7 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
             )
         )
         stack.push_async_callback(worker.stop)
-        servicer = RoutingServicer(worker.relay, worker.table, settings.admin_token, worker.status)
+        servicer = RoutingServicer(worker.relay, worker.table, settings.admin_token, worker.status, outboxes)
         yield _Routing(servicer, worker)
 
 

@@ -1,8 +1,11 @@
 """RoutingService over gRPC, on the wire and in process."""
 
+import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lurus.routing.v1 import chat_pb2
@@ -19,6 +22,7 @@ from lurus_routing.catalog import Catalog
 from lurus_routing.demands import divide
 from lurus_routing.explain import explained, set_price
 from lurus_routing.keys import KeyTable
+from lurus_routing.outbox_reading import read_outboxes
 from lurus_routing.plan import Plan, Skip, make_plan
 from lurus_routing.relay import Relay
 
@@ -26,11 +30,15 @@ from lurus_routing.relay import Relay
 class RoutingServicer(RoutingServiceServicer):
     """Messages in, one call, messages out."""
 
-    def __init__(self, relay: Relay, keys: KeyTable, admin_token: str, status: Status) -> None:
+    def __init__(
+        self, relay: Relay, keys: KeyTable, admin_token: str, status: Status, outboxes: Path
+    ) -> None:
         self._relay = relay
         self._keys = keys
         self._admin_token = admin_token
         self._status = status
+        # The directory that has those of all workers.
+        self._outboxes = outboxes
         self.board = RouteBoard(relay.health, lambda: relay.catalog, relay.worker_id)
 
     def Relay(self, request: pb.RelayRequest, context: Any) -> AsyncIterator[pb.RelayResponse]:
@@ -110,6 +118,15 @@ class RoutingServicer(RoutingServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         return self._status.message()
+
+    async def ListOutboxEvents(
+        self, request: pb.ListOutboxEventsRequest, context: Any
+    ) -> AsyncIterator[pb.ListOutboxEventsResponse]:
+        end_ns = request.end_time.ToNanoseconds() if request.HasField("end_time") else time.time_ns()
+        found = read_outboxes(self._outboxes, request.start_time.ToNanoseconds(), end_ns)
+        with contextlib.closing(found):
+            while (response := await asyncio.to_thread(next, found, None)) is not None:
+                yield response
 
     def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Any

@@ -52,6 +52,7 @@ ENTRIES = {
     "quota": Entry("money", "Shows an account's caps, or sets them.", _WATCH),
     "transactions": Entry("money", "The ledger of an account, newest first.", _WATCH),
     "receipt": Entry("receipt", "What one request cost, and why.", _WATCH),
+    "reconcile": Entry("reconcile", "Compares outboxes, bus, ledger and request log, and repairs.", _WATCH),
     "deadletter": Entry("deadletter", "Events that the ledger has set aside for a person.", _WATCH, True),
 }
 

@@ -125,6 +125,8 @@ def settings(database_url: str) -> Settings:
         database_url=database_url,
         nats_url="nats://127.0.0.1:9",
         provider_address="127.0.0.1:9",
+        log_address="127.0.0.1:9",
+        routing_address="127.0.0.1:9",
         admin_token=ADMIN_TOKEN,
         key_pepper=PEPPER,
         billing_port=0,

@@ -242,9 +242,23 @@ class TestBadInput:
             await refused(new_key(stub, name, allowed_models=["m" * 512] * 200))
         ).reason == "INVALID_REQUEST"
 
-    async def test_later_methods_say_so(self, stub: Any) -> None:
-        error = await refused(stub.Reconcile(pb.ReconcileRequest()))
-        assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"method": "Reconcile"})
+
+class TestReconcile:
+    async def test_books_that_are_away_are_never_green(self, stub: Any) -> None:
+        found = await stub.Reconcile(pb.ReconcileRequest())
+        assert found.outcome == pb.RECONCILE_OUTCOME_UNKNOWN
+        problems = {pb.Book.Name(row.book): row.problem for row in found.books}
+        assert not problems.pop("BOOK_LEDGER") and len(problems) == 3 and all(problems.values()), problems
+        assert found.end_time.seconds - found.start_time.seconds == 3600
+
+    @pytest.mark.parametrize(("ago", "until"), [(0, 0), (60, 3600), (100_000, 0)])
+    async def test_a_span_without_a_closed_minute_or_of_days_is_refused(
+        self, stub: Any, ago: int, until: int
+    ) -> None:
+        now = int(datetime.now(UTC).timestamp())
+        request = pb.ReconcileRequest()
+        request.start_time.seconds, request.end_time.seconds = now - ago, now - until
+        assert (await refused(stub.Reconcile(request))).reason == "INVALID_REQUEST"
 
 
 class TestReservations:

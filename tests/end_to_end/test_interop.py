@@ -161,6 +161,7 @@ def requests(prefix: str, mesh: Mesh) -> dict[str, list[tuple[str, dict[str, Any
             ("ListModels", {"credentials": [mesh.key]}),
             ("ExplainRoute", {"model": "sandbox-text"}),
             ("GetStatus", {}),
+            ("ListOutboxEvents", {}),
             ("StreamChat", typed),
             ("CompleteChat", {"request": typed}),
             ("CountTokens", {"request": typed}),

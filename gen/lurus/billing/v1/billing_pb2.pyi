@@ -200,6 +200,66 @@ TRANSACTION_KIND_ADJUSTMENT: TransactionKind.ValueType  # 4
 """A correction of an earlier entry."""
 Global___TransactionKind: _TypeAlias = TransactionKind  # noqa: Y015
 
+class _ReconcileOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReconcileOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReconcileOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECONCILE_OUTCOME_UNSPECIFIED: _ReconcileOutcome.ValueType  # 0
+    """Never sent."""
+    RECONCILE_OUTCOME_GREEN: _ReconcileOutcome.ValueType  # 1
+    """Every book could be read whole, and all agree."""
+    RECONCILE_OUTCOME_DRIFT: _ReconcileOutcome.ValueType  # 2
+    """Books differ."""
+    RECONCILE_OUTCOME_UNKNOWN: _ReconcileOutcome.ValueType  # 3
+    """What could be read agrees, and not everything could be."""
+
+class ReconcileOutcome(_ReconcileOutcome, metaclass=_ReconcileOutcomeEnumTypeWrapper):
+    """What a comparison comes to."""
+
+RECONCILE_OUTCOME_UNSPECIFIED: ReconcileOutcome.ValueType  # 0
+"""Never sent."""
+RECONCILE_OUTCOME_GREEN: ReconcileOutcome.ValueType  # 1
+"""Every book could be read whole, and all agree."""
+RECONCILE_OUTCOME_DRIFT: ReconcileOutcome.ValueType  # 2
+"""Books differ."""
+RECONCILE_OUTCOME_UNKNOWN: ReconcileOutcome.ValueType  # 3
+"""What could be read agrees, and not everything could be."""
+Global___ReconcileOutcome: _TypeAlias = ReconcileOutcome  # noqa: Y015
+
+class _Book:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BookEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Book.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOK_UNSPECIFIED: _Book.ValueType  # 0
+    """Never sent."""
+    BOOK_OUTBOX: _Book.ValueType  # 1
+    """The outboxes of the workers of one host."""
+    BOOK_BUS: _Book.ValueType  # 2
+    """The stream of usage events."""
+    BOOK_LEDGER: _Book.ValueType  # 3
+    """The ledger."""
+    BOOK_LOG: _Book.ValueType  # 4
+    """The request log."""
+
+class Book(_Book, metaclass=_BookEnumTypeWrapper):
+    """Where events are kept."""
+
+BOOK_UNSPECIFIED: Book.ValueType  # 0
+"""Never sent."""
+BOOK_OUTBOX: Book.ValueType  # 1
+"""The outboxes of the workers of one host."""
+BOOK_BUS: Book.ValueType  # 2
+"""The stream of usage events."""
+BOOK_LEDGER: Book.ValueType  # 3
+"""The ledger."""
+BOOK_LOG: Book.ValueType  # 4
+"""The request log."""
+Global___Book: _TypeAlias = Book  # noqa: Y015
+
 @_typing.final
 class Account(_message.Message):
     """Who pays."""
@@ -2316,29 +2376,33 @@ Global___WatchBudgetResponse: _TypeAlias = WatchBudgetResponse  # noqa: Y015
 
 @_typing.final
 class ReconcileRequest(_message.Message):
-    """Asks for a comparison."""
+    """Asks for a comparison of requests by when they were finished."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    IS_REPAIR_FIELD_NUMBER: _builtins.int
+    is_repair: _builtins.bool
+    """Also publishes again what is missing somewhere. To be compared anew when the consumers had a moment."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on."""
+        """From the begin of this minute; unset means an hour before the end. At most a day before it."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when; unset means the last closed minute."""
+        """Until the begin of this minute; unset, or later than that, means the last closed minute."""
 
     def __init__(
         self,
         *,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        is_repair: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "is_repair", b"is_repair", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2346,29 +2410,153 @@ Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
 
 @_typing.final
 class ReconcileResponse(_message.Message):
-    """How far ledger and request log are apart."""
+    """How far the books are apart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DRIFT_COUNT_FIELD_NUMBER: _builtins.int
     DRIFT_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    DRIFTS_FIELD_NUMBER: _builtins.int
+    REPAIRED_COUNT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     drift_count: _builtins.int
-    """Requests that are in one and not in the other."""
+    """Requests that are missing in a book that should have them, or differ between books."""
     drift_nano_usd: _builtins.int
-    """Difference of the sums, in nano-USD."""
+    """What the ledger charges too much or too little for them, in nano-USD, without signs."""
+    outcome: Global___ReconcileOutcome.ValueType
+    """What it comes to."""
+    repaired_count: _builtins.int
+    """Events that were published again."""
+    @_builtins.property
+    def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___BookReport]:
+        """One of each book, in the order of the way of an event."""
+
+    @_builtins.property
+    def drifts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drift]:
+        """The first 100 of them, oldest first."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """What was compared, from when on."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
     def __init__(
         self,
         *,
         drift_count: _builtins.int = ...,
         drift_nano_usd: _builtins.int = ...,
+        outcome: Global___ReconcileOutcome.ValueType = ...,
+        books: _abc.Iterable[Global___BookReport] | None = ...,
+        drifts: _abc.Iterable[Global___Drift] | None = ...,
+        repaired_count: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_count", b"drift_count", "drift_nano_usd", b"drift_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["books", b"books", "drift_count", b"drift_count", "drift_nano_usd", b"drift_nano_usd", "drifts", b"drifts", "end_time", b"end_time", "outcome", b"outcome", "repaired_count", b"repaired_count", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class BookReport(_message.Message):
+    """What was read of one book."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOK_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    book: Global___Book.ValueType
+    """Which one."""
+    problem: _builtins.str
+    """Why it could not be read whole; empty if it was."""
+    request_count: _builtins.int
+    """Requests."""
+    cost_nano_usd: _builtins.int
+    """Sum, in nano-USD."""
+    @_builtins.property
+    def tokens(self) -> _usage_pb2.Tokens:
+        """Sums."""
+
+    def __init__(
+        self,
+        *,
+        book: Global___Book.ValueType = ...,
+        problem: _builtins.str = ...,
+        request_count: _builtins.int = ...,
+        tokens: _usage_pb2.Tokens | None = ...,
+        cost_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book", b"book", "cost_nano_usd", b"cost_nano_usd", "problem", b"problem", "request_count", b"request_count", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BookReport: _TypeAlias = BookReport  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """A request on which the books do not agree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DIFFERENT_FIELD_NUMBER: _builtins.int
+    IS_PARKED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Which one."""
+    account_id: _builtins.str
+    """Who pays."""
+    cost_nano_usd: _builtins.int
+    """What it costs, by the first book that has it, in nano-USD."""
+    is_parked: _builtins.bool
+    """It waits among the dead letters of the ledger for a person."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was finished."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[Global___Book.ValueType]:
+        """Books that should have it and do not."""
+
+    @_builtins.property
+    def different(self) -> _containers.RepeatedScalarFieldContainer[Global___Book.ValueType]:
+        """Books whose account, cost or tokens are not those of the first book that has it."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        cost_nano_usd: _builtins.int = ...,
+        missing: _abc.Iterable[Global___Book.ValueType] | None = ...,
+        different: _abc.Iterable[Global___Book.ValueType] | None = ...,
+        is_parked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "cost_nano_usd", b"cost_nano_usd", "different", b"different", "event_time", b"event_time", "is_parked", b"is_parked", "missing", b"missing", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
 
 @_typing.final
 class ListDeadLettersRequest(_message.Message):

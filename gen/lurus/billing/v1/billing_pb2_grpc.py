@@ -381,7 +381,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reconcile(self, request, context):
-        """Compares outboxes, bus, ledger and request log for closed minutes.
+        """Compares outboxes, bus, ledger and request log, request by request, for minutes that ended at least one
+        minute ago; if asked to, publishes again what one of them lacks, which changes nothing where it is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -98,7 +98,9 @@ class BillingServiceStub:
     WatchBudget: _grpc.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]
     """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]
-    """Compares outboxes, bus, ledger and request log for closed minutes."""
+    """Compares outboxes, bus, ledger and request log, request by request, for minutes that ended at least one
+    minute ago; if asked to, publishes again what one of them lacks, which changes nothing where it is known.
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListDeadLettersRequest, _billing_pb2.ListDeadLettersResponse]
     """Lists events that were set aside for a person, newest first."""
     ReplayDeadLetter: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ReplayDeadLetterRequest, _billing_pb2.ReplayDeadLetterResponse]
@@ -179,7 +181,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     WatchBudget: _aio.UnaryStreamMultiCallable[_billing_pb2.WatchBudgetRequest, _billing_pb2.WatchBudgetResponse]  # type: ignore[assignment]
     """Streams an account's balance and quota: as they are, then each time they have changed."""
     Reconcile: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReconcileRequest, _billing_pb2.ReconcileResponse]  # type: ignore[assignment]
-    """Compares outboxes, bus, ledger and request log for closed minutes."""
+    """Compares outboxes, bus, ledger and request log, request by request, for minutes that ended at least one
+    minute ago; if asked to, publishes again what one of them lacks, which changes nothing where it is known.
+    """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListDeadLettersRequest, _billing_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists events that were set aside for a person, newest first."""
     ReplayDeadLetter: _aio.UnaryUnaryMultiCallable[_billing_pb2.ReplayDeadLetterRequest, _billing_pb2.ReplayDeadLetterResponse]  # type: ignore[assignment]
@@ -419,7 +423,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.ReconcileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ReconcileResponse, _abc.Awaitable[_billing_pb2.ReconcileResponse]]:
-        """Compares outboxes, bus, ledger and request log for closed minutes."""
+        """Compares outboxes, bus, ledger and request log, request by request, for minutes that ended at least one
+        minute ago; if asked to, publishes again what one of them lacks, which changes nothing where it is known.
+        """
 
     @_abc_1.abstractmethod
     def ListDeadLetters(

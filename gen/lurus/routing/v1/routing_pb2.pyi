@@ -79,6 +79,66 @@ MODE_OFFLINE: Mode.ValueType  # 3
 Global___Mode: _TypeAlias = Mode  # noqa: Y015
 
 @_typing.final
+class ListOutboxEventsRequest(_message.Message):
+    """Asks for events of the outboxes by when their requests were finished."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From then on."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Before then."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutboxEventsRequest: _TypeAlias = ListOutboxEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListOutboxEventsResponse(_message.Message):
+    """Some of the events, in no order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENT_EVENTS_FIELD_NUMBER: _builtins.int
+    UNSENT_EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sent_events(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageEvent]:
+        """The bus has these."""
+
+    @_builtins.property
+    def unsent_events(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.UsageEvent]:
+        """The bus has not confirmed these."""
+
+    def __init__(
+        self,
+        *,
+        sent_events: _abc.Iterable[_usage_pb2.UsageEvent] | None = ...,
+        unsent_events: _abc.Iterable[_usage_pb2.UsageEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_events", b"sent_events", "unsent_events", b"unsent_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutboxEventsResponse: _TypeAlias = ListOutboxEventsResponse  # noqa: Y015
+
+@_typing.final
 class Header(_message.Message):
     """One HTTP header. Order and repeats count."""
 

@@ -72,6 +72,11 @@ class RoutingServiceStub:
                 request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ListOutboxEvents = channel.unary_stream(
+                '/lurus.routing.v1.RoutingService/ListOutboxEvents',
+                request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsRequest.SerializeToString,
+                response_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsResponse.FromString,
+                _registered_method=True)
         self.WatchRoutes = channel.unary_stream(
                 '/lurus.routing.v1.RoutingService/WatchRoutes',
                 request_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.WatchRoutesRequest.SerializeToString,
@@ -134,6 +139,13 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOutboxEvents(self, request, context):
+        """Streams the final usage events that the outboxes of this host have, sent ones for as long as they are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRoutes(self, request, context):
         """Streams the state of every route: breakers, benches, latencies.
         """
@@ -178,6 +190,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.FromString,
                     response_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ListOutboxEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListOutboxEvents,
+                    request_deserializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsRequest.FromString,
+                    response_serializer=lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsResponse.SerializeToString,
             ),
             'WatchRoutes': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRoutes,
@@ -376,6 +393,33 @@ class RoutingService:
             '/lurus.routing.v1.RoutingService/GetStatus',
             lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusRequest.SerializeToString,
             lurus_dot_routing_dot_v1_dot_routing__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOutboxEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lurus.routing.v1.RoutingService/ListOutboxEvents',
+            lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsRequest.SerializeToString,
+            lurus_dot_routing_dot_v1_dot_routing__pb2.ListOutboxEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

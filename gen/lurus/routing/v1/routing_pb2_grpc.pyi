@@ -52,6 +52,8 @@ class RoutingServiceStub:
     """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
     of each tells the same at `/status`.
     """
+    ListOutboxEvents: _grpc.UnaryStreamMultiCallable[_routing_pb2.ListOutboxEventsRequest, _routing_pb2.ListOutboxEventsResponse]
+    """Streams the final usage events that the outboxes of this host have, sent ones for as long as they are kept."""
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_routing_pb2.WatchRoutesRequest, _routing_pb2.WatchRoutesResponse]
     """Streams the state of every route: breakers, benches, latencies."""
 
@@ -78,6 +80,8 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
     of each tells the same at `/status`.
     """
+    ListOutboxEvents: _aio.UnaryStreamMultiCallable[_routing_pb2.ListOutboxEventsRequest, _routing_pb2.ListOutboxEventsResponse]  # type: ignore[assignment]
+    """Streams the final usage events that the outboxes of this host have, sent ones for as long as they are kept."""
     WatchRoutes: _aio.UnaryStreamMultiCallable[_routing_pb2.WatchRoutesRequest, _routing_pb2.WatchRoutesResponse]  # type: ignore[assignment]
     """Streams the state of every route: breakers, benches, latencies."""
 
@@ -143,6 +147,14 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tells how this worker is, and all that it depends on. Of several workers on one port, one answers: the ops port
         of each tells the same at `/status`.
         """
+
+    @_abc_1.abstractmethod
+    def ListOutboxEvents(
+        self,
+        request: _routing_pb2.ListOutboxEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_routing_pb2.ListOutboxEventsResponse], _abc.AsyncIterator[_routing_pb2.ListOutboxEventsResponse]]:
+        """Streams the final usage events that the outboxes of this host have, sent ones for as long as they are kept."""
 
     @_abc_1.abstractmethod
     def WatchRoutes(

@@ -144,6 +144,41 @@ class TransactionKind(betterproto.Enum):
     """A correction of an earlier entry."""
 
 
+class ReconcileOutcome(betterproto.Enum):
+    """What a comparison comes to."""
+
+    UNSPECIFIED = 0
+    """Never sent."""
+
+    GREEN = 1
+    """Every book could be read whole, and all agree."""
+
+    DRIFT = 2
+    """Books differ."""
+
+    UNKNOWN = 3
+    """What could be read agrees, and not everything could be."""
+
+
+class Book(betterproto.Enum):
+    """Where events are kept."""
+
+    UNSPECIFIED = 0
+    """Never sent."""
+
+    OUTBOX = 1
+    """The outboxes of the workers of one host."""
+
+    BUS = 2
+    """The stream of usage events."""
+
+    LEDGER = 3
+    """The ledger."""
+
+    LOG = 4
+    """The request log."""
+
+
 @dataclass(eq=False, repr=False)
 class Account(betterproto.Message):
     """Who pays."""
@@ -1170,24 +1205,103 @@ class WatchBudgetResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ReconcileRequest(betterproto.Message):
-    """Asks for a comparison."""
+    """Asks for a comparison of requests by when they were finished."""
 
     start_time: datetime = betterproto.message_field(1)
-    """From when on."""
+    """
+    From the begin of this minute; unset means an hour before the end. At most a day before it.
+    """
 
     end_time: datetime = betterproto.message_field(2)
-    """Until when; unset means the last closed minute."""
+    """
+    Until the begin of this minute; unset, or later than that, means the last closed minute.
+    """
+
+    is_repair: bool = betterproto.bool_field(3)
+    """
+    Also publishes again what is missing somewhere. To be compared anew when the consumers had a moment.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class ReconcileResponse(betterproto.Message):
-    """How far ledger and request log are apart."""
+    """How far the books are apart."""
 
     drift_count: int = betterproto.int64_field(1)
-    """Requests that are in one and not in the other."""
+    """
+    Requests that are missing in a book that should have them, or differ between books.
+    """
 
     drift_nano_usd: int = betterproto.int64_field(2)
-    """Difference of the sums, in nano-USD."""
+    """
+    What the ledger charges too much or too little for them, in nano-USD, without signs.
+    """
+
+    outcome: "ReconcileOutcome" = betterproto.enum_field(3)
+    """What it comes to."""
+
+    books: List["BookReport"] = betterproto.message_field(4)
+    """One of each book, in the order of the way of an event."""
+
+    drifts: List["Drift"] = betterproto.message_field(5)
+    """The first 100 of them, oldest first."""
+
+    repaired_count: int = betterproto.int64_field(6)
+    """Events that were published again."""
+
+    start_time: datetime = betterproto.message_field(7)
+    """What was compared, from when on."""
+
+    end_time: datetime = betterproto.message_field(8)
+    """Until when."""
+
+
+@dataclass(eq=False, repr=False)
+class BookReport(betterproto.Message):
+    """What was read of one book."""
+
+    book: "Book" = betterproto.enum_field(1)
+    """Which one."""
+
+    problem: str = betterproto.string_field(2)
+    """Why it could not be read whole; empty if it was."""
+
+    request_count: int = betterproto.int64_field(3)
+    """Requests."""
+
+    tokens: "__usage_v1__.Tokens" = betterproto.message_field(4)
+    """Sums."""
+
+    cost_nano_usd: int = betterproto.int64_field(5)
+    """Sum, in nano-USD."""
+
+
+@dataclass(eq=False, repr=False)
+class Drift(betterproto.Message):
+    """A request on which the books do not agree."""
+
+    request_id: str = betterproto.string_field(1)
+    """Which one."""
+
+    account_id: str = betterproto.string_field(2)
+    """Who pays."""
+
+    event_time: datetime = betterproto.message_field(3)
+    """When it was finished."""
+
+    cost_nano_usd: int = betterproto.int64_field(4)
+    """What it costs, by the first book that has it, in nano-USD."""
+
+    missing: List["Book"] = betterproto.enum_field(5)
+    """Books that should have it and do not."""
+
+    different: List["Book"] = betterproto.enum_field(6)
+    """
+    Books whose account, cost or tokens are not those of the first book that has it.
+    """
+
+    is_parked: bool = betterproto.bool_field(7)
+    """It waits among the dead letters of the ledger for a person."""
 
 
 @dataclass(eq=False, repr=False)

@@ -860,6 +860,30 @@ class CountTokensResponse(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class ListOutboxEventsRequest(betterproto.Message):
+    """
+    Asks for events of the outboxes by when their requests were finished.
+    """
+
+    start_time: datetime = betterproto.message_field(1)
+    """From then on."""
+
+    end_time: datetime = betterproto.message_field(2)
+    """Before then."""
+
+
+@dataclass(eq=False, repr=False)
+class ListOutboxEventsResponse(betterproto.Message):
+    """Some of the events, in no order."""
+
+    sent_events: List["__usage_v1__.UsageEvent"] = betterproto.message_field(1)
+    """The bus has these."""
+
+    unsent_events: List["__usage_v1__.UsageEvent"] = betterproto.message_field(2)
+    """The bus has not confirmed these."""
+
+
+@dataclass(eq=False, repr=False)
 class Header(betterproto.Message):
     """One HTTP header. Order and repeats count."""
 
@@ -1313,6 +1337,24 @@ class RoutingServiceStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def list_outbox_events(
+        self,
+        list_outbox_events_request: "ListOutboxEventsRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> AsyncIterator[ListOutboxEventsResponse]:
+        async for response in self._unary_stream(
+            "/lurus.routing.v1.RoutingService/ListOutboxEvents",
+            list_outbox_events_request,
+            ListOutboxEventsResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
     async def watch_routes(
         self,
         watch_routes_request: "WatchRoutesRequest",
@@ -1370,6 +1412,12 @@ class RoutingServiceBase(ServiceBase):
         self, get_status_request: "GetStatusRequest"
     ) -> "GetStatusResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def list_outbox_events(
+        self, list_outbox_events_request: "ListOutboxEventsRequest"
+    ) -> AsyncIterator[ListOutboxEventsResponse]:
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield ListOutboxEventsResponse()
 
     async def watch_routes(
         self, watch_routes_request: "WatchRoutesRequest"
@@ -1432,6 +1480,17 @@ class RoutingServiceBase(ServiceBase):
         response = await self.get_status(request)
         await stream.send_message(response)
 
+    async def __rpc_list_outbox_events(
+        self,
+        stream: "grpclib.server.Stream[ListOutboxEventsRequest, ListOutboxEventsResponse]",
+    ) -> None:
+        request = await stream.recv_message()
+        await self._call_rpc_handler_server_stream(
+            self.list_outbox_events,
+            stream,
+            request,
+        )
+
     async def __rpc_watch_routes(
         self, stream: "grpclib.server.Stream[WatchRoutesRequest, WatchRoutesResponse]"
     ) -> None:
@@ -1485,6 +1544,12 @@ class RoutingServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetStatusRequest,
                 GetStatusResponse,
+            ),
+            "/lurus.routing.v1.RoutingService/ListOutboxEvents": grpclib.const.Handler(
+                self.__rpc_list_outbox_events,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                ListOutboxEventsRequest,
+                ListOutboxEventsResponse,
             ),
             "/lurus.routing.v1.RoutingService/WatchRoutes": grpclib.const.Handler(
                 self.__rpc_watch_routes,
