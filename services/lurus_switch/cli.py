@@ -53,6 +53,7 @@ ENTRIES = {
     "transactions": Entry("money", "The ledger of an account, newest first.", _WATCH),
     "receipt": Entry("receipt", "What one request cost, and why.", _WATCH),
     "reconcile": Entry("reconcile", "Compares outboxes, bus, ledger and request log, and repairs.", _WATCH),
+    "bill": Entry("bill", "Compares a provider's own report with what was metered.", _WATCH),
     "deadletter": Entry("deadletter", "Events that the ledger has set aside for a person.", _WATCH, True),
 }
 

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,9 +88,13 @@ class Shop:
             client.close()
 
     def reconcile(self, *arguments: str) -> tuple[int, dict[str, Any]]:
-        """Runs the command; returns its exit code and what it says."""
-        program = self.mesh.process.args[0] if self.mesh.process else ""  # type: ignore[index]
-        given = ["reconcile", "--since", "30m", "--json", "--data-dir", str(self.mesh.data_dir), *arguments]
+        """Compares the last half hour."""
+        return self.run("reconcile", "--since", "30m", *arguments)
+
+    def run(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """Runs a command; returns its exit code and what it says."""
+        program = Path(sys.executable).with_name("lurus")
+        given = [*arguments, "--json", "--data-dir", str(self.mesh.data_dir)]
         done = subprocess.run(
             [program, *given], capture_output=True, text=True, timeout=SECONDS, env=self.mesh.environment
         )
@@ -168,3 +174,33 @@ async def test_outboxes_are_read_beside_their_writers(tmp_path: Any) -> None:
     unsent = [event.request_id for some in found for event in some.unsent_events]
     sent = [event.request_id for some in found for event in some.sent_events]
     assert (unsent, sent) == ([events[0].request_id], [events[1].request_id])
+
+
+def test_a_providers_bill_is_compared_with_what_was_metered(shop: Shop, tmp_path: Any) -> None:
+    attempt = usage_pb2.Attempt(
+        provider_id="vendor",
+        upstream_model="m-20260101",
+        tokens=usage_pb2.Tokens(input=7, cache_read=2, output=5),
+        token_source=usage_pb2.TOKEN_SOURCE_PROVIDER,
+        cost_nano_usd=COST,
+        price_id="price_1",
+    )
+    day = datetime.now(UTC) - timedelta(days=3)
+    minutes = (datetime.now(UTC) - day.replace(hour=12)).total_seconds() / 60
+    events = [event_of(shop.account_id, minutes, attempts=[attempt]) for _ in range(10)]
+    asyncio.run(shop.publish(events))
+    result = {"uncached_input_tokens": 70, "cache_read_input_tokens": 20, "output_tokens": 50, "model": "m"}
+    report = {"data": [{"starting_at": f"{day.date()}T00:00:00Z", "results": [result]}], "has_more": False}
+    path = tmp_path / "usage.json"
+    path.write_text(json.dumps(report))
+
+    def agrees() -> bool:
+        return shop.run("bill", str(path), "--provider", "vendor")[0] == 0
+
+    eventually(agrees, SECONDS)
+    result["output_tokens"] = 51
+    path.write_text(json.dumps(report))
+    code, found = shop.run("bill", str(path), "--provider", "vendor")
+    [row] = found["differences"]
+    assert code == 1 and (row["kind"], row["billed"], row["metered"]) == ("output", 51, 50)
+    assert shop.run("bill", str(path), "--provider", "nobody")[1]["verdict"] == "differs"
