@@ -22,7 +22,12 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 5.0
 # A start does not read more of them to learn what was spent of a lease: some seconds' worth.
 MAX_SCANNED_ROWS = 500_000
+# Unsent events of another worker that are in memory at once while they are taken over.
+ADOPT_PAGE_ROWS = 1_000
 _ADOPT_LEASE = "INSERT OR IGNORE INTO lease VALUES (?, ?, ?, ?, ?)"
+_ADOPT_EVENT = "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)"
+_ORPHAN_PAGE = "SELECT * FROM usage WHERE state < 2 AND request_id > ? ORDER BY request_id LIMIT ?"
+_FORGET_PAGE = "DELETE FROM usage WHERE state < 2 AND request_id BETWEEN ? AND ?"
 # A request gets its id some time before it is admitted, at most.
 _ADMISSION_NS = 60 * 1_000_000_000
 _ULID_TIME_CHARACTERS = 10
@@ -142,25 +147,39 @@ def _adopt(own_path: Path, path: Path, worker_id: str, adopted: Adopted) -> None
     if not path.exists():
         return  # another one was quicker
     with closing(_open(path)) as orphan:
-        rows = orphan.execute("SELECT * FROM usage WHERE state < 2").fetchall()
         lent = kept_leases(orphan)
-        if rows or lent.leases:
-            finals = [_final(row, worker_id) for row in rows]
-            with closing(_open(own_path)) as database:
+        with closing(_open(own_path)) as database:
+            if lent.leases:
                 # First: whoever dies in between has lost a lease, not lent it twice.
                 orphan.execute("DELETE FROM lease")
                 _write_all(database, _ADOPT_LEASE, [_lease_row(lease) for lease in lent.leases.values()])
-                _write_all(database, "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)", finals)
-            orphan.execute("DELETE FROM usage WHERE state < 2")
+                adopted.leases.leases.update(lent.leases)
+                adopted.leases.costs.update(lent.costs)
+            event_count = _adopt_events(database, orphan, worker_id, adopted)
         has_sent = count(orphan, SENT) > 0
     if has_sent:
         path.rename(path.with_name(f"sent-{path.stem.removeprefix('outbox-')}-{time.time_ns()}.db"))
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    log.info("adopted %d events of %s", len(rows), path.name)
-    adopted.event_count += len(rows)
-    adopted.leases.leases.update(lent.leases)
-    adopted.leases.costs.update(lent.costs)
+    log.info("adopted %d events of %s", event_count, path.name)
+
+
+def _adopt_events(
+    database: sqlite3.Connection, orphan: sqlite3.Connection, worker_id: str, adopted: Adopted
+) -> int:
+    """Moves what an orphan has not sent, a page after the other; returns how many events were new here.
+
+    A page is durable with the adopter before the orphan forgets it: whoever dies in between leaves it in
+    both files, where it is one event still. Between two pages the adopter's own requests are written.
+    """
+    event_count, last_id = 0, ""
+    while rows := orphan.execute(_ORPHAN_PAGE, (last_id, ADOPT_PAGE_ROWS)).fetchall():
+        first_id, last_id = rows[0][0], rows[-1][0]
+        inserted = _write_all(database, _ADOPT_EVENT, [_final(row, worker_id) for row in rows])
+        event_count += inserted
+        adopted.event_count += inserted
+        orphan.execute(_FORGET_PAGE, (first_id, last_id))
+    return event_count
 
 
 def _lease_row(lease: KeptLease) -> tuple[str, str, int, int, int]:
@@ -191,16 +210,17 @@ def recover(database: sqlite3.Connection, worker_id: str) -> int:
     return len(finals)
 
 
-def _write_all(database: sqlite3.Connection, sql: str, rows: Sequence[Sequence[object]]) -> None:
-    """Does all in one transaction, or nothing."""
+def _write_all(database: sqlite3.Connection, sql: str, rows: Sequence[Sequence[object]]) -> int:
+    """Does all in one transaction, or nothing; returns how many rows that changed."""
     database.execute("BEGIN IMMEDIATE")
     try:
-        database.executemany(sql, rows)
+        changed = database.executemany(sql, rows).rowcount
         database.execute("COMMIT")
     except sqlite3.Error:
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
+    return max(0, changed)
 
 
 def _estimated(payload: bytes, worker_id: str) -> bytes:

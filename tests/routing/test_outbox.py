@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lurus_common.errors import AccountingUnavailable
 from lurus_common.ids import new_id
 from lurus_common.settings import Settings, to_environment
 from lurus_routing import outbox as outbox_module
-from lurus_routing import outbox_relay
+from lurus_routing import outbox_file, outbox_relay
 from lurus_routing import worker as worker_module
 from lurus_routing.leases import KeptLease, KeptLeases
 from lurus_routing.outbox import Outbox
@@ -333,6 +333,37 @@ asyncio.run(main())
         for name in names:
             async with Outbox(tmp_path, name, 10) as outbox:
                 assert [kept.lease_id for kept in outbox.kept_leases.leases.values()] == [f"lease_{name}"]
+
+    @pytest.mark.row("F43")
+    async def test_one_with_many_events_is_adopted_in_pages_also_if_the_adopter_dies(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outbox_file, "ADOPT_PAGE_ROWS", 100)
+        own, dead = tmp_path / "outbox-w.db", tmp_path / "outbox-dead.db"
+        with closing(outbox_file.open_or_replace(dead)) as database:
+            rows = [(f"req_{number:026}", number % 2, "lurus.v1.usage.a", b"", 0) for number in range(1_050)]
+            database.executemany("INSERT INTO usage VALUES (?, ?, ?, ?, ?)", rows)
+        write_all, pages = outbox_file._write_all, []
+
+        def die_at_the_fourth(database: sqlite3.Connection, sql: str, rows: Any) -> int:
+            changed = write_all(database, sql, rows)
+            pages.append(len(rows))
+            if len(pages) == 4:
+                raise KeyboardInterrupt
+            return changed
+
+        monkeypatch.setattr(outbox_file, "_write_all", die_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            outbox_file.adopt_orphans(own, "w", [dead])
+        assert len(read_outbox(own)) == 400
+        assert len(read_outbox(dead)) == 750  # the page that was just written is in both
+        again = outbox_file.adopt_orphans(own, "w", [dead])
+        assert again.event_count == 650
+        assert max(pages) == 100
+        adopted = read_outbox(own)
+        assert set(adopted) == {row[0] for row in rows}
+        assert {state for state, _ in adopted.values()} == {1}
+        assert not dead.exists()
 
     async def test_an_event_that_cannot_be_read_stops_nobody(self, tmp_path: Path) -> None:
         async with Outbox(tmp_path, "w", 10):
