@@ -9,6 +9,7 @@ from typing import Any, Final
 import brotli
 
 from lurus_common.errors import EncodingInvalid, EncodingUnsupported, RequestTooLarge
+from lurus_common.large import beside_loop
 from lurus_edge.departure import ClientGone
 
 if sys.version_info >= (3, 14):
@@ -151,7 +152,7 @@ async def read_body(
             break
     if decoder is not None and not decoder.is_complete and received_bytes:
         raise EncodingInvalid("the body does not end as its content encoding demands")
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else await beside_loop(size, b"".join, chunks)
 
 
 async def _decode(

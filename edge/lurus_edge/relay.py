@@ -24,6 +24,7 @@ from lurus_common.errors import (
     WebsocketUnsupported,
 )
 from lurus_common.ids import new_id
+from lurus_common.large import beside_loop
 from lurus_common.rpc import error_of
 from lurus_dialects.answer import Answer
 from lurus_dialects.dialect import Dialect
@@ -169,9 +170,10 @@ class Exchange:
             raise InvalidRequest("a request of this method has no body")
         if self._is_cut:
             raise Overloaded(RESTARTING)
-        call = relays.stub.Relay(self._request(inbound, body))
+        request = await beside_loop(len(body), self._request, inbound, body)
+        call = relays.stub.Relay(request)
         # The call keeps what it needs: a stream of minutes must not hold its request here too.
-        del inbound, body
+        del inbound, body, request
         try:
             async with self._departure:
                 await self._forward(call)

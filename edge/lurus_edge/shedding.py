@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, Histogram
 
 from lurus_common.errors import Overloaded
 from lurus_common.settings import Settings
@@ -39,6 +39,11 @@ _STATM = Path("/proc/self/statm")
 SHED = Counter("lurus_edge_shed_total", "Requests refused since the edge is full, by what is.", ["cause"])
 MEMORY = Gauge("lurus_edge_memory_ratio", "Memory of the process as a part of its limit; 0 without a limit.")
 LAG = Gauge("lurus_edge_loop_lag_seconds", "By how much the event loop was late, the last time it was asked.")
+LATE = Histogram(
+    "lurus_edge_loop_late_seconds",
+    "By how much the event loop was late, each time it was asked.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
+)
 
 
 class Shedder:
@@ -74,7 +79,9 @@ class Shedder:
         while True:
             due = loop.time() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
-            LAG.set(max(0.0, loop.time() - due))
+            late_seconds = max(0.0, loop.time() - due)
+            LAG.set(late_seconds)
+            LATE.observe(late_seconds)
             if not self._limit_bytes:
                 continue
             self._look()

@@ -196,7 +196,10 @@ class ErrorInterceptor(HandlerInterceptor):
                     raise request
                 # A caller that leaves closes this generator only: that is passed on at
                 # once, since what is inside may hold a call to a provider.
-                async with aclosing(inner(request, context)) as responses:
+                answering = inner(request, context)
+                # It may be large, and the answer goes on for minutes.
+                del request
+                async with aclosing(answering) as responses:
                     async for response in responses:
                         yield response
             except Exception as error:

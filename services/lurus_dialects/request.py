@@ -10,6 +10,7 @@ lone surrogates, no NaN or Infinity, nesting as deep as the reader's own limit
 and 5,000 digits included. No message quotes the body.
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +40,8 @@ _FILLED_TEXT = re.compile(rb'"[^"]')
 _TEXT_OR_WORD = re.compile(rb'["tfn]')
 _SPACE = b" \t\n\r"
 _MAX_READ_BYTES = 64 * 1024
+_STEP_BYTES = 1024 * 1024
+_UTF8 = codecs.getincrementaldecoder("utf-8")
 _OF_ANOTHER_TYPE: Final = object()
 
 _TOKEN_LIMIT_FIELDS: Final = {
@@ -177,7 +180,8 @@ def _with_usage(options: bytes) -> bytes:
 
 
 def _spliced(body: bytes, span: Span, value: bytes) -> bytes:
-    return b"".join((body[: span[0]], value, body[span[1] :]))
+    view = memoryview(body)
+    return b"".join((view[: span[0]], value, view[span[1] :]))
 
 
 def locate(body: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Span], int]:
@@ -266,6 +270,24 @@ def _value_end(body: bytes, begin: int) -> int:
     raise InvalidRequest("the body is not valid JSON")
 
 
+def check_utf8(text: bytes) -> None:
+    """Returns if `text` is UTF-8. Looks at a large one in steps, which leave no copy of it behind.
+
+    Raises:
+        UnicodeDecodeError: it is not.
+    """
+    if len(text) <= _STEP_BYTES:
+        text.decode()
+        return
+    decoder, view = _UTF8(), memoryview(text)
+    try:
+        for begin in range(0, len(text), _STEP_BYTES):
+            decoder.decode(view[begin : begin + _STEP_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        text.decode()  # Names the byte within the whole text.
+
+
 def _too_many_members() -> InvalidRequest:
     return InvalidRequest(f"the body has more than {MAX_MEMBERS} fields", maximum=MAX_MEMBERS)
 
@@ -277,7 +299,7 @@ def _decode_members(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidRequest("the body is not UTF-8 without a byte order mark (byte 0)", byte=0)
     try:
         members = _MEMBERS.decode(body)
-        body.decode()
+        check_utf8(body)
     except msgspec.ValidationError:
         raise InvalidRequest("the body is not a JSON object") from None
     except msgspec.DecodeError as error:

@@ -17,6 +17,7 @@ from lurus_dialects.openai_responses import answer_reader as responses_answer_re
 from lurus_dialects.openai_responses import answer_writer as responses_answer_writer
 from lurus_dialects.openai_responses import request_reader as responses_request_reader
 from lurus_dialects.openai_responses import request_writer as responses_request_writer
+from lurus_dialects.request import check_utf8
 from lurus_dialects.translation import AnswerReader, AnswerWriter, Asked, Losses, Target, ToolName, Written
 
 _REQUEST_READERS = {
@@ -60,7 +61,7 @@ def read_request(dialect: Dialect, body: bytes, losses: Losses) -> StreamChatReq
     """
     try:
         # Parts of it are passed on as they came, unread.
-        str(body, "utf-8")
+        check_utf8(body)
     except UnicodeDecodeError:
         raise InvalidRequest("body: must be UTF-8", param="body") from None
     return _REQUEST_READERS[dialect](body, losses)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import time
+from dataclasses import replace
 
 import msgspec
 from aiohttp import ClientResponse
@@ -15,6 +16,7 @@ from lurus.usage.v1 import usage_pb2
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common.errors import LurusError
 from lurus_common.ids import new_id
+from lurus_common.large import LARGE_BYTES
 from lurus_common.money import PPM
 from lurus_common.prices import DatedPrice, PriceList
 from lurus_dialects.answer import Answer
@@ -27,6 +29,7 @@ from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
 from lurus_routing.health import Permit
 from lurus_routing.held import Debt, Held
+from lurus_routing.incoming import without_body
 from lurus_routing.leases import Reservation
 from lurus_routing.plan import Plan
 from lurus_routing.rate_limiter import Admission
@@ -34,6 +37,8 @@ from lurus_routing.rate_limiter import Admission
 MAX_TEXT = 256
 MAX_MODEL = 512
 MAX_STOP_REASON = 64
+# Of a member of a large body.
+MAX_KEPT_BYTES = 1024
 MAX_DECISION_CANDIDATES = 20
 MAX_DECISION_BYTES = 65_536
 _SESSION_HEADERS = ("x-claude-code-session-id", "session-id")
@@ -50,7 +55,9 @@ class Call:
 
     def __init__(self, request: RelayRequest, worker_id: str, peeked: Peek | None = None) -> None:
         self.request_id = new_id("req")
-        self.request = request
+        # Taken out once: protobuf gives a new copy each time.
+        self.body = request.body
+        self.request = request if len(self.body) <= LARGE_BYTES else without_body(request)
         self.start_ns = time.time_ns()
         self.start = time.monotonic()
         self.headers = {header.name: header.value for header in request.headers}
@@ -101,6 +108,9 @@ class Call:
         self.settled: asyncio.Future[None] | None = None
         # Whether it has ended, so that no more of its answer will be seen.
         self.is_over = False
+        # Of the body, if the client gave a key for it.
+        self.digest = b""
+        self._conversation = ""
         self._worker_id = worker_id
         self._fixed: UsageEvent | None = None
 
@@ -118,10 +128,10 @@ class Call:
         """What stands in for a session: the same instructions and tools of the same account."""
         if self.peeked is None:
             return ""
-        digest = hashlib.blake2b(
-            self.peeked.prefix(), digest_size=16, key=self.grant.account_id.encode()[:64]
-        )
-        return digest.hexdigest()
+        if not self._conversation:
+            key = self.grant.account_id.encode()[:64]
+            self._conversation = hashlib.blake2b(self.peeked.prefix(), digest_size=16, key=key).hexdigest()
+        return self._conversation
 
     def cache_key(self) -> str:
         """What stands for this conversation at a provider that shares prompt caches by key."""
@@ -136,6 +146,14 @@ class Call:
         if not text or _PLAIN_ID.match(text):
             return text
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def forget_body(self) -> None:
+        """Lets go of a large body, of which an answer that has begun needs only what is small."""
+        if self.peeked is None or len(self.body) <= LARGE_BYTES:
+            return
+        small = {name: msgspec.Raw(bytes(raw)) for name, raw in self.peeked.members.items() if _is_small(raw)}
+        self.peeked = replace(self.peeked, members=small, spans={})
+        self.body = b""
 
     def note_skip(self, candidate: Candidate, reason: str) -> None:
         """Notes in the decision that a candidate of the plan was not asked after all."""
@@ -245,7 +263,7 @@ class Call:
             path=self.request.path[:MAX_TEXT],
             is_streaming=self.peeked is not None and self.peeked.is_streaming,
             model=self.model,
-            request_bytes=self.peeked.body_bytes if self.peeked else len(self.request.body),
+            request_bytes=self.peeked.body_bytes if self.peeked else len(self.body),
             session_id=self._session_hint(),
             user_agent=_plain(self.headers.get("user-agent", b"").decode("latin-1")),
             worker_id=self._worker_id,
@@ -348,6 +366,10 @@ def duration(seconds: float) -> Duration:
 
 def _set_duration(message: Duration, seconds: float) -> None:
     message.seconds, message.nanos = divmod(int(seconds * 1e6) * 1000, _NANO)
+
+
+def _is_small(raw: msgspec.Raw) -> bool:
+    return len(memoryview(raw)) <= MAX_KEPT_BYTES
 
 
 def _plain(text: str) -> str:

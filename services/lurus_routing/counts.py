@@ -1,6 +1,7 @@
 """Counts tokens: as a provider does, or as well as we can."""
 
 from lurus_common.errors import LurusError, Untranslatable
+from lurus_common.large import beside_loop
 from lurus_dialects.counting import count_answer, estimated_input_tokens
 from lurus_routing.attempts import Attempts
 from lurus_routing.call import Call
@@ -24,7 +25,7 @@ async def count_tokens(attempts: Attempts, call: Call, outgoing: Outgoing) -> An
     """
     if any(candidate.is_relay for candidate in call.plan.candidates):
         return await attempts.answer(call, outgoing)
-    hub = outgoing.hub()
+    hub = await beside_loop(len(call.body), outgoing.hub)
     try:
         answered = await attempts.answer(call, outgoing)
         if answered.status == 200 or answered.status in _CALLERS_FAULTS:
@@ -34,5 +35,6 @@ async def count_tokens(attempts: Attempts, call: Call, outgoing: Outgoing) -> An
     except LurusError as error:
         if error.code == "INVALID_ARGUMENT":
             raise
-    body = count_answer(outgoing.client, estimated_input_tokens(hub))
+    input_tokens = await beside_loop(len(call.body), estimated_input_tokens, hub)
+    body = count_answer(outgoing.client, input_tokens)
     return Answered(200, [("content-type", "application/json"), ESTIMATED], body)

@@ -38,8 +38,13 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
-def check_incoming(request: RelayRequest, max_body_bytes: int) -> Endpoint:
+def check_incoming(request: RelayRequest, body: bytes, max_body_bytes: int) -> Endpoint:
     """Returns what a call asks for.
+
+    Args:
+        request: the call; its own body is not looked at.
+        body: that of the call.
+        max_body_bytes: more is refused.
 
     Raises:
         InvalidRequest, RequestTooLarge: it cannot be passed on as it is.
@@ -48,9 +53,9 @@ def check_incoming(request: RelayRequest, max_body_bytes: int) -> Endpoint:
     if endpoint is None or _DIALECTS.get(request.dialect) is not endpoint.dialect:
         raise InvalidRequest("path and dialect do not belong together", param="path")
     method = request.method or "POST"
-    if method not in endpoint.methods or (request.body and method != "POST"):
+    if method not in endpoint.methods or (body and method != "POST"):
         raise InvalidRequest("path, method and body do not belong together", param="method")
-    if len(request.body) > max_body_bytes:
+    if len(body) > max_body_bytes:
         raise RequestTooLarge(f"the body is larger than {max_body_bytes} bytes", maximum_bytes=max_body_bytes)
     if len(request.query) > MAX_QUERY_CHARACTERS or not _QUERY.fullmatch(request.query):
         raise InvalidRequest("the query is not that of a URL", param="query")
@@ -58,6 +63,19 @@ def check_incoming(request: RelayRequest, max_body_bytes: int) -> Endpoint:
         raise InvalidRequest(f"more than {MAX_CREDENTIALS} credentials", param="credentials")
     _check_headers(request)
     return endpoint
+
+
+def without_body(request: RelayRequest) -> RelayRequest:
+    """Returns all else that a call said."""
+    return RelayRequest(
+        dialect=request.dialect,
+        path=request.path,
+        query=request.query,
+        headers=request.headers,
+        credentials=request.credentials,
+        client_address=request.client_address,
+        method=request.method,
+    )
 
 
 def _check_headers(request: RelayRequest) -> None:

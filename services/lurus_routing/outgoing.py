@@ -4,7 +4,6 @@ A request is translated only when a candidate of another dialect is tried, from
 the client's original each time: a failover loses nothing twice.
 """
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +13,7 @@ import msgspec
 from lurus.routing.v1 import chat_pb2
 from lurus.routing.v1.chat_pb2 import StreamChatRequest
 from lurus_common.errors import InvalidRequest, Untranslatable
+from lurus_common.large import LARGE_BYTES, beside_loop
 from lurus_common.settings import Settings
 from lurus_dialects import translate
 from lurus_dialects.counting import count_body
@@ -32,8 +32,9 @@ from lurus_routing.incoming import COUNT_PATHS
 _THINKING: Final = frozenset({chat_pb2.CHAT_REASONING_MODE_ADAPTIVE, chat_pb2.CHAT_REASONING_MODE_BUDGET})
 _RULES: Final = frozenset({chat_pb2.CHAT_ROLE_SYSTEM, chat_pb2.CHAT_ROLE_DEVELOPER})
 _ABOUT_STORES: Final = frozenset({Kind.STORED, Kind.BATCHES})
-MAX_BODY_AT_ONCE_BYTES: Final = 512 * 1024
 STRICT: Final = "x-lurus-strict"
+# Where a Responses request has them, whose answer repeats them.
+_INSTRUCTIONS: Final = "instructions"
 _CHAT_PATHS: Final = {
     Dialect.ANTHROPIC: "/v1/messages",
     Dialect.OPENAI_CHAT: "/v1/chat/completions",
@@ -133,13 +134,8 @@ class Outgoing:
         """
         if self._ready is not None and self._ready[0] is candidate:
             return self._ready[1]
-        if candidate.is_relay:
-            prepared = self._relayed(candidate)
-        elif self._peeked.body_bytes <= MAX_BODY_AT_ONCE_BYTES:
-            prepared = self._translated(candidate)
-        else:
-            # It takes a second for the largest: others get their turn meanwhile.
-            prepared = await asyncio.to_thread(self._translated, candidate)
+        work = self._relayed if candidate.is_relay else self._translated
+        prepared = await beside_loop(self._peeked.body_bytes, work, candidate)
         self._ready = candidate, prepared
         return prepared
 
@@ -151,7 +147,7 @@ class Outgoing:
         """
         if self._typed is None:
             self._typed = translate.read_request(
-                self._peeked.dialect, self._call.request.body, self._read_losses
+                self._peeked.dialect, self._call.body, self._read_losses
             )
             if self.client is Dialect.ANTHROPIC and not self._typed.prompt_cache_key:
                 # What keeps a session with its cache elsewhere; a digest, since it may name a person.
@@ -163,9 +159,9 @@ class Outgoing:
         if self.kind in _ABOUT_STORES:
             request = self._call.request
             return Prepared(
-                peeked.dialect, self._target, self._headers, request.body, method=request.method or "POST"
+                peeked.dialect, self._target, self._headers, self._call.body, method=request.method or "POST"
             )
-        body = splice_model(self._call.request.body, peeked, candidate.upstream_model)
+        body = splice_model(self._call.body, peeked, candidate.upstream_model)
         body = without_foreign_thinking(peeked.dialect, body, candidate.provider_id, candidate.upstream_model)
         replaced: list[str] = []
         if candidate.params:
@@ -237,7 +233,7 @@ class Outgoing:
         peeked = self._peeked
         prefix = _ID_PREFIXES[self.client] if self.client else ""
         return Asked(
-            request=hub,
+            request=hub if peeked.body_bytes <= LARGE_BYTES else _without_turns(hub),
             response_id=prefix + self._call.request_id.removeprefix("req_"),
             create_seconds=int(time.time()),
             includes_usage=peeked.asks_for_usage,
@@ -246,6 +242,21 @@ class Outgoing:
             provider_id=target.provider_id,
             upstream_model=target.upstream_model,
         )
+
+
+def _without_turns(hub: StreamChatRequest) -> StreamChatRequest:
+    """What an answer says again of a large request: all of it would be held until the last byte is out."""
+    kept = StreamChatRequest()
+    for field, value in hub.ListFields():
+        if field.name == "messages":
+            kept.messages.extend(turn for turn in hub.messages[:1] if turn.source_path == _INSTRUCTIONS)
+        elif field.is_repeated:
+            getattr(kept, field.name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(kept, field.name).CopyFrom(value)
+        else:
+            setattr(kept, field.name, value)
+    return kept
 
 
 def peek_typed(request: StreamChatRequest, *, is_streaming: bool) -> Peek:

@@ -21,6 +21,7 @@ from lurus_common.errors import (
     ModelNotFound,
     Overloaded,
 )
+from lurus_common.large import LARGE_BYTES, beside_loop
 from lurus_common.settings import Settings
 from lurus_dialects.endpoints import Endpoint, Kind, id_in
 from lurus_dialects.request import Peek, peek
@@ -143,6 +144,7 @@ class Relay:
         is_drained = False
         try:
             answered = await self._answer(call, typed)
+            call.forget_body()
             if answered.watcher is not None:
                 release = Release(
                     call, answered.body, answered.watcher, self._settings, self.health, self._settlement
@@ -198,7 +200,7 @@ class Relay:
         counts_only = request.path in COUNT_PATHS
         endpoint = None
         if call.peeked is None:
-            endpoint = call.endpoint = check_incoming(request, self._settings.max_body_bytes)
+            endpoint = call.endpoint = check_incoming(request, call.body, self._settings.max_body_bytes)
         call.grant = await self._keys.authenticate(request.credentials)
         await self._limit(call, counts_only)
         await self._repeats.check(call)
@@ -218,7 +220,7 @@ class Relay:
         """Asks whoever serves the model."""
         peeked, endpoint = call.peeked, call.endpoint
         if peeked is None and endpoint is not None:
-            peeked = call.peeked = peek(endpoint.dialect, call.request.body, endpoint.kind)
+            peeked = await beside_loop(len(call.body), _read, call, endpoint)
         assert peeked is not None  # it came with a typed call
         continued = await self._holders.continued_by(call) if may_continue(call, peeked) else None
         matches, session = self._plan(call, peeked, continued)
@@ -239,7 +241,7 @@ class Relay:
         if counts_only:
             self._limiter.admit_count(call.grant)
         else:
-            body_bytes = call.peeked.body_bytes if call.peeked else len(call.request.body)
+            body_bytes = call.peeked.body_bytes if call.peeked else len(call.body)
             call.admission = await self._limiter.admit(call.grant, body_bytes)
 
     def _more_headers(self, call: Call) -> list[tuple[str, str]]:
@@ -349,6 +351,14 @@ class Relay:
         for call in list(self._live):
             call.cut_by = Overloaded("the gateway is being restarted", retry_after_seconds=1)
             call.close_upstream()
+
+
+def _read(call: Call, endpoint: Endpoint) -> Peek:
+    """Fills in what routing needs of a body, and all that takes long to find if it is large."""
+    peeked = call.peeked = peek(endpoint.dialect, call.body, endpoint.kind)
+    if len(call.body) > LARGE_BYTES and not call.session():
+        call.conversation()
+    return peeked
 
 
 def _session(call: Call, matches: Sequence[Candidate]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from lurus_common.errors import Conflict, InvalidRequest
+from lurus_common.large import beside_loop
 from lurus_routing.call import Call
 from lurus_routing.shared import Shared
 
@@ -61,10 +62,11 @@ class Repeats:
         name = _name(call)
         if name is None:
             return
+        call.digest = await beside_loop(len(call.body), _digest, call)
         claim = await self._find(name)
         if claim is None:
             return
-        if claim.digest != _digest(call):
+        if claim.digest != call.digest:
             raise Conflict(f"{HEADER}: this one stands for another request, {claim.request_id}", param=HEADER)
         call.repeat_of = claim.request_id
 
@@ -75,7 +77,7 @@ class Repeats:
         name = _name(call)
         if name is None or self._known(name) is not None:
             return
-        claim = Claim(call.request_id, _digest(call))
+        claim = Claim(call.request_id, call.digest)
         self._put(name, claim)
         if self._shared is not None:
             shared_name = self._shared.name("idempotency", *name)
@@ -119,5 +121,5 @@ def _digest(call: Call) -> bytes:
     """What stands for a request: where it goes and every byte of it."""
     request = call.request
     found = hashlib.blake2b(f"{request.method} {request.path}?{request.query}\n".encode(), digest_size=16)
-    found.update(request.body)
+    found.update(call.body)
     return found.digest()

@@ -76,7 +76,7 @@ def _peeked(call: Call, endpoint: Endpoint, candidate: Candidate) -> Peek:
         user_id="",
         prompt_cache_key="",
         previous_response_id="",
-        body_bytes=len(request.body),
+        body_bytes=len(call.body),
         members={},
         spans={},
         end=0,
