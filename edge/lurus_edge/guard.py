@@ -254,7 +254,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # The list belongs to the application now: trailers go into one that nobody reads.
         self.headers = []
         self.scope["extensions"] = self._extensions
-        self.cycle.transport = HeadFirst(self.transport, self.loop)  # type: ignore[assignment]  # what it uses
+        self.cycle.transport = HeadFirst(self.transport, self.loop, self._close_answered)  # type: ignore[assignment]
         self._reading = self.cycle
         self._phase = _Phase.BODY
 
@@ -296,7 +296,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._answering is not None:
             cast(HeadFirst, self._answering.transport).flush()  # An answer without a body.
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._phase is _Phase.CLOSING:
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -308,6 +308,13 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._phase is not _Phase.BODY:
             self._phase = _Phase.IDLE if self._phase is _Phase.BUSY else self._phase
             self._arm()
+
+    def _close_answered(self) -> None:
+        """Closes behind an answer that is the last; one before the end of its body must still be read."""
+        if self._reading is None or self.transport.is_closing():
+            self.transport.close()
+        else:
+            self._linger()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle

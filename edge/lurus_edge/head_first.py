@@ -1,6 +1,7 @@
 """Saves one system call an answer."""
 
 import asyncio
+from collections.abc import Callable
 
 
 class HeadFirst:
@@ -11,11 +12,14 @@ class HeadFirst:
     at the end of the loop's turn.
     """
 
-    __slots__ = ("_head", "_loop", "_transport")
+    __slots__ = ("_close", "_head", "_loop", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._close = close
         # None before the head is written, empty after it is sent.
         self._head: bytes | None = None
 
@@ -39,7 +43,7 @@ class HeadFirst:
     def close(self) -> None:
         """Closes the connection when all is sent."""
         self.flush()
-        self._transport.close()
+        self._close()
 
     def is_closing(self) -> bool:
         """Whether the connection is closed or about to be."""
