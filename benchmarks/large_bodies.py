@@ -226,7 +226,7 @@ async def until_known(mesh: Mesh, models: Sequence[str]) -> None:
     for model in models:
         sent = request(mesh, "C", model, 0.001)
         async with asyncio.timeout(30):
-            while (await ask(mesh.ports["EDGE"], sent))[0] != "200":
+            while (await ask(mesh.ports["EDGE"], sent))[0] != "200":  # noqa: ASYNC110  # nothing tells
                 await asyncio.sleep(0.2)
 
 
@@ -242,7 +242,18 @@ async def _run(mesh: Mesh, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(title="time to the first byte of small streams, alone and beside large bodies (ms)")
-    names = ("case", "alone p50", "p50", "p99", "max", "loop late", "bodies", "seconds", "MiB before", "MiB worst")
+    names = (
+        "case",
+        "alone p50",
+        "p50",
+        "p99",
+        "max",
+        "loop late",
+        "bodies",
+        "seconds",
+        "MiB before",
+        "MiB worst",
+    )
     for name in names:
         table.add_column(name, justify="left" if name in ("case", "bodies") else "right")
     for row in rows:

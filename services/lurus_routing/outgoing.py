@@ -146,9 +146,7 @@ class Outgoing:
             Untranslatable, InvalidRequest: it cannot be read.
         """
         if self._typed is None:
-            self._typed = translate.read_request(
-                self._peeked.dialect, self._call.body, self._read_losses
-            )
+            self._typed = translate.read_request(self._peeked.dialect, self._call.body, self._read_losses)
             if self.client is Dialect.ANTHROPIC and not self._typed.prompt_cache_key:
                 # What keeps a session with its cache elsewhere; a digest, since it may name a person.
                 self._typed.prompt_cache_key = self._call.cache_key()
@@ -247,15 +245,15 @@ class Outgoing:
 def _without_turns(hub: StreamChatRequest) -> StreamChatRequest:
     """What an answer says again of a large request: all of it would be held until the last byte is out."""
     kept = StreamChatRequest()
-    for field, value in hub.ListFields():
-        if field.name == "messages":
+    for member, value in hub.ListFields():
+        if member.name == "messages":
             kept.messages.extend(turn for turn in hub.messages[:1] if turn.source_path == _INSTRUCTIONS)
-        elif field.is_repeated:
-            getattr(kept, field.name).MergeFrom(value)
-        elif field.message_type is not None:
-            getattr(kept, field.name).CopyFrom(value)
+        elif member.is_repeated:
+            getattr(kept, member.name).MergeFrom(value)
+        elif member.message_type is not None:
+            getattr(kept, member.name).CopyFrom(value)
         else:
-            setattr(kept, field.name, value)
+            setattr(kept, member.name, value)
     return kept
 
 
