@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,9 @@ class App:
         if scope["path"] == "/flood":
             await self._flood(receive, send)
             return
+        if scope["path"] == "/refuse":
+            await self._refuse(send)
+            return
         length = await self._read(receive)
         if length is not None:
             body = f"{scope['method']} {scope['path']} {length}\n".encode()
@@ -70,6 +74,12 @@ class App:
             length += len(message["body"])
             if not message["more_body"]:
                 return length
+
+    async def _refuse(self, send: Any) -> None:
+        """Answers before it has read the body."""
+        headers = [(b"content-length", b"7"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"refused"})
 
     async def _stream(self, send: Any) -> None:
         await send(
@@ -222,6 +232,15 @@ async def test_b16_a_client_that_sends_the_whole_body_first_reads_the_answer(rig
     head = b"POST /ok HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n"
     answer = await rig.send(head, *[b"x" * 1_000_000] * 9)
     assert status(answer) == 413
+
+
+@pytest.mark.row("B16")
+async def test_b16_an_early_answer_is_read_and_not_a_reset() -> None:
+    """Closed with bytes unread, the kernel would break the connection, and the answer with it."""
+    head = b"POST /refuse HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 8000000\r\n\r\n"
+    async with running(replace(LIMITS, body_bytes=9_000_000, linger_seconds=3.0)) as rig:
+        answer = await rig.send(head, *[b"x" * 1_000_000] * 8)
+    assert status(answer) == 503 and answer.endswith(b"refused")
 
 
 @pytest.mark.row("B17")
