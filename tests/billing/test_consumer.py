@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
 from prometheus_client import REGISTRY
+from tests.support.drained import is_drained
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.consumer import UsageBus
@@ -72,11 +72,7 @@ async def balance(pool: asyncpg.Pool, account_id: str) -> int:
 
 
 async def all_acked(jetstream: JetStreamContext) -> bool:
-    try:
-        info = await jetstream.consumer_info(bus.STREAM_NAME, "billing")
-    except NotFoundError:  # not connected yet
-        return False
-    return not info.num_pending and not info.num_ack_pending
+    return await is_drained(jetstream, "billing")
 
 
 class SlowStore(LedgerStore):

@@ -99,11 +99,11 @@ def warm_workers(chaos: Audit, account_id: str, key: str) -> Callers:
 
 
 def kill_billing_amid(chaos: Audit) -> threading.Thread:
-    """Kills billing as soon as the provider serves a few calls more than now."""
+    """Kills billing as soon as the provider serves a call more than now."""
     count, killer = len(chaos.provider.calls), Killer(chaos.mesh, 1, 0.0)
 
     def kill() -> None:
-        eventually(lambda: len(chaos.provider.calls) >= count + 3, WAIT_SECONDS)
+        eventually(lambda: len(chaos.provider.calls) >= count + 1, WAIT_SECONDS)
         assert killer.kill("billing")
 
     thread = threading.Thread(target=kill)

@@ -24,6 +24,7 @@ from lurus_log.queries import Query
 from lurus_log.server import log_server
 from lurus_log.store import LogStore
 from lurus_switch.embedded import DataDir, EmbeddedBackends
+from tests.support.drained import is_drained
 
 from .conftest import TOKEN
 from .events import eventually, make_event, publish
@@ -156,14 +157,9 @@ async def test_a_service_killed_between_insert_and_ack_stores_nothing_twice(
         log_server(own_settings) as port,
         open_channel(f"127.0.0.1:{port}", TOKEN) as channel,
     ):
-        await eventually(lambda: is_drained(own_jetstream))
+        await eventually(lambda: is_drained(own_jetstream, "log"))
         [[rows]] = await store._select(Query("SELECT count() FROM usage_events"))
         assert isinstance(rows, int)
         assert rows > len(events)
         assert await is_true(LogServiceStub(channel), events)
     await store.close()
-
-
-async def is_drained(jetstream: JetStreamContext) -> bool:
-    info = await jetstream.consumer_info(bus.STREAM_NAME, "log")
-    return not info.num_pending and not info.num_ack_pending

@@ -282,13 +282,15 @@ class LeaseMachine(RuleBasedStateMachine):
             event.set()
         for task in self.pending:
             task.cancel()
-        self.run()
-        for reservation in self.live:
-            self.leases.release(reservation)
-        account = self.leases._accounts.get("a")
-        assert account is None or account.reserved == 0
-        self.loop.run_until_complete(asyncio.sleep(0))
-        self.loop.close()
+        try:
+            self.run()
+            for reservation in self.live:
+                self.leases.release(reservation)
+            account = self.leases._accounts.get("a")
+            assert account is None or account.reserved == 0
+            self.loop.run_until_complete(asyncio.sleep(0))
+        finally:
+            self.loop.close()
 
 
 class InTimeMachine(LeaseMachine):
