@@ -12,12 +12,14 @@ from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_routing.outbox_file import BUSY_SECONDS, FINAL, SENT, id_at
 
 ROWS = 500
-# A request has its id from when it began: one that is finished now may have begun so long ago.
-LONGEST_REQUEST_NS = 24 * 3600 * 1_000_000_000
-# Of several files with the same request, the later ones follow: a worker adopts what another has left.
+# A request has its id from when it began: one that is finished now may have begun so long ago. What took
+# longer is not seen here, which says nothing of it: an outbox need not have anything.
+LONGEST_REQUEST_NS = 3600 * 1_000_000_000
+# A row changes last when it is made final or sent, which is never before the request was finished. Telling by
+# that time leaves payloads of older requests unread. Seconds, so one less.
 _ROWS = """
 SELECT request_id, state, payload FROM usage
-WHERE request_id > ? AND request_id < ? AND state IN (?, ?) ORDER BY request_id LIMIT ?
+WHERE request_id > ? AND request_id < ? AND state IN (?, ?) AND change_time >= ? ORDER BY request_id LIMIT ?
 """
 
 
@@ -38,9 +40,10 @@ def read_outboxes(directory: Path, start_ns: int, end_ns: int) -> Generator[List
 
 def _read(path: Path, start_ns: int, end_ns: int) -> Generator[ListOutboxEventsResponse]:
     after, before = id_at(start_ns - LONGEST_REQUEST_NS), id_at(end_ns + 1_000_000)
+    changed = start_ns // 1_000_000_000 - 1
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)) as database:
-        while rows := database.execute(_ROWS, (after, before, FINAL, SENT, ROWS)).fetchall():
+        while rows := database.execute(_ROWS, (after, before, FINAL, SENT, changed, ROWS)).fetchall():
             after = rows[-1][0]
             response = ListOutboxEventsResponse()
             for _, state, payload in rows:
