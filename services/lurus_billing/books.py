@@ -65,6 +65,10 @@ class Span:
         """Whether a request was finished within it."""
         return self._micros[0] <= fact.time < self._micros[1]
 
+    def contains(self, other: "Span") -> bool:
+        """Whether all of another one is within it."""
+        return self.start <= other.start and other.end <= self.end
+
 
 class Books:
     """All four of them.
@@ -168,8 +172,11 @@ async def _gather(
     subscription = await jetstream.pull_subscribe(bus.SUBJECTS, stream=bus.STREAM_NAME, config=config)
     try:
         first: Msg | None = None
-        while found.state.messages:
+        pending = (await subscription.consumer_info()).num_pending
+        while pending:
             messages = await _fetched(subscription)
+            if not messages:
+                return f"the bus does not give out {pending} more events"
             for message in messages:
                 first = first or message
                 event = _event(message.data)
@@ -177,8 +184,7 @@ async def _gather(
                 if event is not None and span.has(fact_of(event)):
                     events.setdefault(event.request_id, event)
             _require_few(events)
-            if not messages or messages[-1].metadata.num_pending == 0:
-                break
+            pending = messages[-1].metadata.num_pending
             if _stored(messages[-1]) > span.end + LATE and known <= events.keys():
                 break
     finally:

@@ -1,13 +1,12 @@
-"""Reconciliation: what all books say of the same minutes, as a call, as metrics, and its repair."""
+"""Reconciliation: what all books say of the same minutes, and its repair."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from lurus.billing.v1 import billing_pb2 as pb
 from lurus.usage.v1.usage_pb2 import UsageEvent
@@ -15,28 +14,14 @@ from lurus_billing import comparing
 from lurus_billing.books import MAX_EVENTS, Books, Span, TooMany, read_bus, stamp
 from lurus_billing.comparing import BookValue, Difference, Read
 from lurus_billing.consumer import UsageBus
-from lurus_common.errors import InvalidRequest, LurusError
+from lurus_billing.drift_watch import DriftWatch, closed_minute, floor
+from lurus_common.errors import InvalidRequest
 
-log = logging.getLogger(__name__)
-
-MINUTE = timedelta(minutes=1)
-# How long after its end a minute is taken for closed: by then every event has been everywhere.
-SETTLING = MINUTE
 DEFAULT_SPAN = timedelta(hours=1)
 MAX_SPAN = timedelta(days=1)
 MAX_LISTED = 100
 MAX_REPAIRED = 10_000
-WATCH_SECONDS = 60.0
-# Minutes with a drift are looked at again until it is gone, for so long.
-MAX_WATCHED = timedelta(hours=1)
 
-DRIFT = Gauge(
-    "lurus_drift_requests",
-    "Requests of closed minutes that a book lacks, or has otherwise. Alarm: must be 0.",
-    ["book"],
-)
-UNREAD = Gauge("lurus_unreconciled_books", "Books that could not be read whole the last time.")
-RECONCILED = Gauge("lurus_reconciled_time_seconds", "Until when all books agree, in Unix time.")
 REPAIRED = Counter("lurus_repaired_events", "Events that a reconciliation has published again.")
 
 
@@ -47,30 +32,38 @@ class Reconciler:
         self._books = books
         self._usage = usage
         self._turn = asyncio.Lock()
+        self._watch = DriftWatch(self.compare)
+
+    async def watch(self) -> None:
+        """Compares each minute when it is closed, until cancelled, and shows the drift as metrics."""
+        await self._watch.run()
 
     async def answer(self, request: pb.ReconcileRequest) -> pb.ReconcileResponse:
         """Compares what was asked for.
 
         Raises:
-            InvalidRequest: the span is empty, or too long.
+            InvalidRequest: the span is empty, too long, or has more events than one comparison takes.
         """
-        return await self.compare(_asked(request), is_repair=request.is_repair)
+        span = _asked(request)
+        try:
+            found = await self.compare(span, is_repair=request.is_repair)
+        except TooMany:
+            raise InvalidRequest(
+                f"there are more than {MAX_EVENTS} requests in that time; ask for less of it",
+                param="start_time",
+                maximum=MAX_EVENTS,
+            ) from None
+        self._watch.forgive(span, found)
+        return found
 
     async def compare(self, span: Span, *, is_repair: bool = False) -> pb.ReconcileResponse:
         """Compares all books for a span of closed minutes.
 
         Raises:
-            InvalidRequest: there are more events than one comparison takes.
+            TooMany: there are more events than one comparison takes.
         """
         async with self._turn:
-            try:
-                books, events = await self._read(span)
-            except TooMany:
-                raise InvalidRequest(
-                    f"there are more than {MAX_EVENTS} requests in that time; ask for less of it",
-                    param="start_time",
-                    maximum=MAX_EVENTS,
-                ) from None
+            books, events = await self._read(span)
             differences = comparing.compare(books)
             response = await self._response(span, books, differences)
             if is_repair:
@@ -123,47 +116,9 @@ class Reconciler:
         REPAIRED.inc(count)
         return count
 
-    async def watch(self) -> None:
-        """Compares each minute when it is closed, until cancelled, and shows the drift as metrics."""
-        begin = _closed() - MINUTE
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            end = _closed()
-            begin = max(begin, end - MAX_WATCHED)
-            if begin >= end:
-                continue
-            try:
-                found = await self.compare(Span(begin, end))
-            except LurusError as error:
-                log.warning("the books are compared later: %s", error.message)
-                continue
-            show(found)
-            if found.outcome == pb.RECONCILE_OUTCOME_GREEN:
-                begin = end
-
-
-def show(found: pb.ReconcileResponse) -> None:
-    """Sets the metrics."""
-    names = {book: pb.Book.Name(book).removeprefix("BOOK_").lower() for book in comparing.ORDER}
-    for book, name in names.items():
-        drifting = sum(book in (*drift.missing, *drift.different) for drift in found.drifts)
-        # The list is cut; the total is not.
-        is_cut = drifting and found.drift_count > len(found.drifts)
-        DRIFT.labels(name).set(found.drift_count if is_cut else drifting)
-    UNREAD.set(sum(bool(book.problem) for book in found.books))
-    if found.outcome == pb.RECONCILE_OUTCOME_GREEN:
-        RECONCILED.set(found.end_time.seconds)
-    elif found.outcome == pb.RECONCILE_OUTCOME_DRIFT:
-        log.error(
-            "the books differ in %d requests between %s and %s; see `lurus reconcile`",
-            found.drift_count,
-            found.start_time.ToJsonString(),
-            found.end_time.ToJsonString(),
-        )
-
 
 def _asked(request: pb.ReconcileRequest) -> Span:
-    end = _closed()
+    end = closed_minute(time.time())
     if request.HasField("end_time"):
         end = min(end, _minute(request.end_time, "end_time"))
     start = (
@@ -176,20 +131,11 @@ def _asked(request: pb.ReconcileRequest) -> Span:
     return Span(start, end)
 
 
-def _closed() -> datetime:
-    """The end of the last minute that is closed."""
-    return _floor(datetime.fromtimestamp(time.time(), UTC) - SETTLING)
-
-
 def _minute(moment: Timestamp, name: str) -> datetime:
     try:
-        return _floor(moment.ToDatetime(tzinfo=UTC))
+        return floor(moment.ToDatetime(tzinfo=UTC))
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name} is not a time", param=name) from error
-
-
-def _floor(moment: datetime) -> datetime:
-    return moment.replace(second=0, microsecond=0)
 
 
 def _drift(difference: Difference, is_parked: bool) -> pb.Drift:

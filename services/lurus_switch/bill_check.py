@@ -36,7 +36,7 @@ class Difference:
 
     Attributes:
         model: empty if it is the whole day.
-        kind: one of `KINDS`, or `cost` in nano-USD; empty if it is all of them.
+        kind: one of `KINDS`, a vendor's own, or `cost` in nano-USD; empty if it is all of them.
     """
 
     day: date
@@ -147,10 +147,8 @@ def _differences(
     day, model = place
     mine = {**{kind: ours.counts[kind] for kind in KINDS}, COST: ours.cost_nano_usd}
     found = []
-    for kind in (*KINDS, COST):
-        if kind not in kinds:
-            continue
-        billed, metered = theirs.get(kind, 0), mine[kind]
+    for kind in sorted(kinds, key=_place):
+        billed, metered = theirs.get(kind, 0), mine.get(kind, 0)
         if abs(billed - metered) > tolerance * max(billed, metered):
             found.append(Difference(day, model, kind, billed, metered, ""))
     if not found:
@@ -162,6 +160,12 @@ def _differences(
     else:
         return [_explained(one, found, ours) for one in found]
     return [Difference(day, model, one.kind, one.billed, one.metered, cause) for one in found]
+
+
+def _place(kind: str) -> tuple[int, str]:
+    """Ours in their order, then what only the vendor has a word for, then cost."""
+    ours = (*KINDS, "", COST)
+    return ours.index(kind if kind in ours else ""), kind
 
 
 def _explained(one: Difference, all_of_them: Sequence[Difference], ours: Ours) -> Difference:

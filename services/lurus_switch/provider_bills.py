@@ -7,16 +7,18 @@ JSON in the shapes that the vendors' admin interfaces document, one page or seve
 
 Or CSV, a row for each day, model and key: `day`, `model`, optionally `api_key_id`, and any of the `KINDS`
 below and `cost_usd`; fields of the JSON may stand there under their own names too. Whatever cannot be read is
-named with its place, and nothing is guessed.
+named with its place, and nothing is guessed. A count that a vendor states and that we have no word for keeps
+the vendor's: it is compared too, with nothing.
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import Any
 
 # What is compared, by our own names.
@@ -37,7 +39,32 @@ _ANTHROPIC = {
     "output_tokens": "output",
     "server_tool_use.web_search_requests": "web_search",
 }
+_OPENAI = {
+    "input_tokens": "input",
+    "input_cached_tokens": "cache_read",
+    # Ours, for as long as they last there, are added to these.
+    "input_cache_write_tokens": "cache_write_5m",
+    "output_tokens": "output",
+    "num_model_requests": "requests",
+}
+# Contained in the counts above, by what was in them.
+_CONTAINED = re.compile(r"(input|output)_(cached_)?(uncached|text|image|audio)_tokens")
+# Says whose and of what, and no count.
+# fmt: off
+_TOLD = frozenset((
+    "object", "model", "model_version", "line_item", "description", "cost_type", "token_type",
+    "context_window", "service_tier", "speed", "inference_geo", "batch", "api_source", "quantity",
+    "api_key", "api_key_id", "api_key_name", "workspace", "workspace_id", "workspace_name",
+    "organization_id", "project_id", "project_name", "user_id", "account_id", "service_account_id",
+    "currency", "amount", "amount.value", "amount.currency", "cost_usd", "end_time", "end_time_iso",
+    "ending_at", "start_time_iso",
+))
+# fmt: on
 _DAYS = ("day", "date", "starting_at", "start_time", "usage_date_utc")
+# Digits of a day like 20270131; seconds since 1970 have more.
+_COMPACT_DAY = 8
+_NAMES = {**{kind: kind for kind in KINDS}, **_ANTHROPIC}
+_COLUMNS = frozenset({*_NAMES, *_OPENAI, *_TOLD, *_DAYS})
 
 
 class BillUnreadable(ValueError):
@@ -143,27 +170,34 @@ def _model(fields: Mapping[str, Any]) -> str:
 
 
 def _counts(fields: Mapping[str, Any], where: str) -> dict[str, int]:
-    names = {**{kind: kind for kind in KINDS}, **_ANTHROPIC}
-    if "input_tokens" in fields:
-        return _openai_counts(fields, where)
-    return {
+    is_openai = fields.get("input_tokens") is not None
+    names = _OPENAI if is_openai else _NAMES
+    found = {
         kind: _count(fields[name], f"{where}: {name}")
         for name, kind in names.items()
         if fields.get(name) is not None
     }
+    if is_openai:
+        found = {"cache_read": 0, "output": 0} | found
+        # Its input contains what was cached.
+        found["input"] -= found["cache_read"] + found.get("cache_write_5m", 0)
+        if found["input"] < 0:
+            raise BillUnreadable(f"{where}: more cached tokens than tokens")
+    return found | _unknown_counts(fields, names, where)
 
 
-def _openai_counts(fields: Mapping[str, Any], where: str) -> dict[str, int]:
-    """Returns OpenAI's counts as ours: its input contains what was cached."""
-    count = {
-        name: _count(fields.get(name) or 0, f"{where}: {name}")
-        for name in ("input_tokens", "input_cached_tokens", "output_tokens", "num_model_requests")
+def _unknown_counts(fields: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, int]:
+    """Returns what else is counted, under the vendor's names; text is no count."""
+    return {
+        name: _count(value, f"{where}: {name}")
+        for name, value in fields.items()
+        if name not in names
+        and name not in _TOLD
+        and not _CONTAINED.fullmatch(name)
+        and isinstance(value, int | Decimal)
+        and not isinstance(value, bool)
+        and value
     }
-    fresh = count["input_tokens"] - count["input_cached_tokens"]
-    if fresh < 0:
-        raise BillUnreadable(f"{where}: more cached tokens than tokens")
-    found = {"input": fresh, "cache_read": count["input_cached_tokens"], "output": count["output_tokens"]}
-    return found | ({"requests": count["num_model_requests"]} if "num_model_requests" in fields else {})
 
 
 def _cost(fields: Mapping[str, Any], where: str) -> int | None:
@@ -187,7 +221,7 @@ def _require_usd(currency: object, where: str) -> None:
 def _nano(value: object, factor: Decimal, where: str) -> int:
     try:
         amount = Decimal(str(value).strip()) * factor
-    except InvalidOperation:
+    except DecimalException:
         raise BillUnreadable(f"{where}: not an amount") from None
     if not amount.is_finite() or abs(amount) > MAX_COUNT:
         raise BillUnreadable(f"{where}: not an amount")
@@ -207,9 +241,10 @@ def _count(value: object, where: str) -> int:
 def _day(value: object, where: str) -> date:
     """Returns the day in UTC of a date, a time, or Unix seconds."""
     try:
-        if isinstance(value, int) or str(value).strip().isdecimal():
-            return datetime.fromtimestamp(int(str(value)), UTC).date()
-        moment = datetime.fromisoformat(str(value).strip())
+        text = str(value).strip()
+        if isinstance(value, int) or (len(text) > _COMPACT_DAY and text.isdecimal()):
+            return datetime.fromtimestamp(int(text), UTC).date()
+        moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError, OSError):
         raise BillUnreadable(f"{where}: there is no day in it") from None
     return (moment.astimezone(UTC) if moment.tzinfo else moment).date()
@@ -217,12 +252,20 @@ def _day(value: object, where: str) -> date:
 
 def _from_csv(text: str) -> Bill:
     reader = csv.DictReader(io.StringIO(text), strict=True)
-    names = [name.strip() for name in reader.fieldnames or ()]
+    try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise BillUnreadable(f"line 1: {error}") from None
     day_name = next((name for name in _DAYS if name in names), None)
     if day_name is None:
         raise BillUnreadable(f"line 1: no column for the day ({', '.join(_DAYS)})")
     if not {"model", "model_version"} & set(names):
         raise BillUnreadable("line 1: no column `model`")
+    for name in names:
+        if name not in _COLUMNS and not _CONTAINED.fullmatch(name):
+            raise BillUnreadable(
+                f"line 1: column `{name[:40]}` is not known; leave out what is not to be compared"
+            )
     bill = Bill()
     for number, row in _rows(reader, names):
         day = _day(row[day_name], f"line {number}")

@@ -194,13 +194,19 @@ def test_a_providers_bill_is_compared_with_what_was_metered(shop: Shop, tmp_path
     path = tmp_path / "usage.json"
     path.write_text(json.dumps(report))
 
+    def bill(provider_id: str) -> tuple[int, dict[str, Any]]:
+        days = ("--since", str(day.date()), "--until", str(day.date()))
+        return shop.run("bill", str(path), "--provider", provider_id, *days)
+
     def agrees() -> bool:
-        return shop.run("bill", str(path), "--provider", "vendor")[0] == 0
+        return bill("vendor")[0] == 0
 
     eventually(agrees, SECONDS)
+    only_a_day, found = shop.run("bill", str(path), "--provider", "vendor")
+    assert only_a_day == 3 and found["verdict"] == "incomplete", "a day is no month"
     result["output_tokens"] = 51
     path.write_text(json.dumps(report))
-    code, found = shop.run("bill", str(path), "--provider", "vendor")
+    code, found = bill("vendor")
     [row] = found["differences"]
     assert code == 1 and (row["kind"], row["billed"], row["metered"]) == ("output", 51, 50)
-    assert shop.run("bill", str(path), "--provider", "nobody")[1]["verdict"] == "differs"
+    assert bill("nobody")[1]["verdict"] == "differs"

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from lurus_switch.bill_check import COST, Checked, Ours, Verdict, check, plain_model
+from lurus_switch.commands.bill import _days
 from lurus_switch.provider_bills import Bill, BillUnreadable, Line, read_bill
 
 DAYS = [date(2027, 1, day) for day in range(1, 6)]
@@ -110,6 +111,13 @@ class TestSown:
         assert (row.kind, row.billed, row.metered) == ("web_search", 12, 0)
         assert row.cause == "web_search is billed, and nobody has metered it here"
 
+    @pytest.mark.parametrize("kind", ["cache_write_1h", "server_tool_use.code_execution_requests"])
+    def test_a_unit_that_nobody_has_metered_whatever_its_name(self, kind: str) -> None:
+        bill = theirs()
+        changed(bill, 0, **{kind: 5_000})
+        [row] = checked(bill).differences
+        assert (row.kind, row.billed) == (kind, 5_000) and "nobody has metered it" in row.cause
+
     def test_days_of_another_time_zone(self) -> None:
         bill = theirs()
         changed(bill, 2, output=9_000)
@@ -128,6 +136,20 @@ class TestSown:
 
 
 class TestNeverFalselyGreen:
+    def test_half_a_bill(self) -> None:
+        bill = Bill([Line(date(2026, 1, day), "m") for day in range(3, 16)])
+        bill.days = {line.day for line in bill.lines}
+        days = _days(bill, None, None)
+        assert (days[0], days[-1]) == (date(2026, 1, 1), date(2026, 1, 31))
+        since, until = datetime(2026, 1, 3, tzinfo=UTC), datetime(2026, 1, 15, tzinfo=UTC)
+        assert set(_days(bill, since, until)) == bill.days
+
+    def test_the_current_month_is_whole_until_yesterday(self) -> None:
+        today = datetime.now(UTC).date()
+        assert _days(Bill(days={today}), None, None)[-1] == today
+        earlier = _days(Bill(days={today.replace(day=1)}), None, None)[-1]
+        assert earlier == max(today.replace(day=1), today - timedelta(days=1))
+
     def test_a_report_that_goes_on(self) -> None:
         page = {"data": [{"starting_at": "2027-01-01T00:00:00Z", "results": []}], "has_more": True}
         bill = read_bill(json.dumps(page).encode())
@@ -219,6 +241,36 @@ class TestShapes:
         assert (line.day, line.model) == (DAYS[0], "gpt-x")
         assert line.counts == {"input": 200, "cache_read": 800, "output": 500, "requests": 5}
 
+    def test_usage_of_openai_with_all_its_parts(self) -> None:
+        result = {
+            "input_tokens": 1000,
+            "input_cached_tokens": 700,
+            "input_cache_write_tokens": 200,
+            "input_uncached_tokens": 100,
+            "input_text_tokens": 90,
+            "input_cached_audio_tokens": 5,
+            "output_tokens": 50,
+            "output_audio_tokens": 3,
+            "batch": False,
+            "model": "gpt-x",
+        }
+        [line] = read({"data": [{"start_time": 1798761600, "results": [result]}]})
+        assert line.counts == {"input": 100, "cache_read": 700, "cache_write_5m": 200, "output": 50}
+
+    def test_a_count_without_a_word_of_ours_keeps_its_own(self) -> None:
+        result = {
+            "model": "m",
+            "server_tool_use": {"web_search_requests": 0, "code_execution_requests": 3},
+            "cache_creation": {"ephemeral_24h_input_tokens": 7},
+            "speed": None,
+        }
+        [line] = read({"data": [{"starting_at": "2027-01-01T00:00:00Z", "results": [result]}]})
+        assert line.counts == {
+            "web_search": 0,
+            "server_tool_use.code_execution_requests": 3,
+            "cache_creation.ephemeral_24h_input_tokens": 7,
+        }
+
     def test_costs_of_openai_name_the_model_in_their_line(self) -> None:
         result = {"amount": {"value": 0.06, "currency": "usd"}, "line_item": "gpt-x, cached input"}
         [line] = read({"data": [{"start_time": 1798761600, "results": [result]}]})
@@ -279,6 +331,9 @@ def read(page: dict[str, Any]) -> list[Line]:
         (b"day,model,input\n2027-01-01,m\n", "line 2: not 3 columns"),
         (b"day,model,input\n2027-01-01,m,x\n", "line 2: input: not a whole number"),
         (b"day,model,input\nyesterday,m,1\n", "line 2: there is no day"),
+        (b"day,model,input,writes\n2027-01-01,m,1,9\n", "line 1: column `writes` is not known"),
+        (b'"day,model\n', "line 1: unexpected end"),
+        (b'{"data": [{"start_time": 0, "results": [{"amount": "1e999999"}]}]}', "amount: not an amount"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(data: bytes, says: str) -> None:

@@ -43,11 +43,11 @@ def bill(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DAY", help="First day, UTC; the report's first."),
+        typer.Option(formats=["%Y-%m-%d"], metavar="DAY", help="First day, UTC; its month's first."),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DAY", help="Last day, UTC; the report's last."),
+        typer.Option(formats=["%Y-%m-%d"], metavar="DAY", help="Last day, UTC; its month's last."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, max=50, metavar="PERCENT", help="A difference up to this is none.")
@@ -60,8 +60,8 @@ def bill(
     Reads Anthropic's `usage_report/messages` and `cost_report`, OpenAI's `organization/usage/completions` and
     `organization/costs`, as JSON with days as buckets, and CSV. Ours are the attempts at that provider, those
     that failed included, at the prices without the accounts' multipliers. Each difference is shown with its
-    size and its likely cause. Ends with 0 if all agrees, with 1 if something differs, and with 3 if the
-    report is not whole.
+    size and its likely cause. Without --since and --until the report has to have whole months, this one until
+    yesterday. Ends with 0 if all agrees, with 1 if something differs, and with 3 if the report is not whole.
 
     \b
     Examples:
@@ -94,14 +94,22 @@ def _read(path: Path) -> Bill:
 
 
 def _days(report: Bill, since: datetime | None, until: datetime | None) -> list[date]:
-    first = since.date() if since else min(report.days, default=None)
-    last = until.date() if until else max(report.days, default=None)
-    if first is None or last is None:
+    """Returns the days to compare: whole months of the report as far as they are over, if nothing is said."""
+    if not report.days and not (since and until):
         raise CommandFailed("the report has no day in it")
+    first = since.date() if since else min(report.days).replace(day=1)
+    last = until.date() if until else _month_end(max(report.days))
     count = (last - first).days + 1
     if not 1 <= count <= MAX_DAYS:
         raise CommandFailed(f"{first} to {last}: not between 1 and {MAX_DAYS} days")
     return [first + timedelta(days=number) for number in range(count)]
+
+
+def _month_end(day: date) -> date:
+    """Returns the last day of a day's month, or yesterday if that is not over; never one before the day."""
+    following = (day.replace(day=1) + timedelta(days=31)).replace(day=1)
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    return max(day, min(following - timedelta(days=1), yesterday))
 
 
 async def _metered(mesh: Mesh, provider_id: str, days: list[date]) -> Metered:

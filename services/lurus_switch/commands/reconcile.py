@@ -1,23 +1,28 @@
 """`lurus reconcile`: whether outboxes, bus, ledger and request log say the same."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
+import grpc.aio
 import typer
 from rich.console import Console
 from rich.progress import track
 
 from lurus.billing.v1 import billing_pb2 as pb
+from lurus_common.rpc import error_of
 from lurus_switch.amounts import usd
 from lurus_switch.commands.options import AsJson, DataDir, earlier_parser
-from lurus_switch.failures import FAILED, UNREACHABLE
+from lurus_switch.failures import FAILED, UNREACHABLE, CommandFailed
 from lurus_switch.mesh import Mesh, run
 from lurus_switch.output import Column, all_input, enum_word, local_time, print_json, print_table, timestamp
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 STEP = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+# Of one comparison.
+COMPARE_SECONDS = 600.0
 MAX_LISTED = 100
 _WORDS = {
     pb.RECONCILE_OUTCOME_GREEN: "all books agree",
@@ -61,11 +66,8 @@ def reconcile(
         whole = pb.ReconcileResponse()
         spans = list(_spans(since, until))
         for start, end in track(spans, "comparing", console=Console(stderr=True), disable=len(spans) < 2):
-            request = pb.ReconcileRequest(is_repair=repair)
-            if start and end:
-                request.start_time.CopyFrom(timestamp(start))
-                request.end_time.CopyFrom(timestamp(end))
-            _add(whole, await mesh.billing.Reconcile(request))
+            async for found in _compared(mesh, start, end, repair=repair):
+                _add(whole, found)
         outcomes.append(whole.outcome)
         print_json(whole) if as_json else _show(whole)
 
@@ -81,11 +83,41 @@ def _spans(
     if since is None and until is None:
         yield None, None
         return
-    end = until or datetime.now(UTC) - timedelta(minutes=1)
-    begin = since or end - STEP
-    while begin < end - timedelta(minutes=1) or begin == since:
+    end = _minute(until or datetime.now(UTC) - MINUTE)
+    begin = _minute(since) if since else end - STEP
+    if begin >= end:
+        raise CommandFailed("there is no closed minute in that time")
+    while begin < end:
         yield begin, min(begin + STEP, end)
         begin += STEP
+
+
+def _minute(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0)
+
+
+async def _compared(
+    mesh: Mesh, start: datetime | None, end: datetime | None, *, repair: bool
+) -> AsyncIterator[pb.ReconcileResponse]:
+    """Compares a span, in halves if it has more requests than one comparison takes."""
+    request = pb.ReconcileRequest(is_repair=repair)
+    if start and end:
+        request.start_time.CopyFrom(timestamp(start))
+        request.end_time.CopyFrom(timestamp(end))
+    try:
+        found = await mesh.billing.Reconcile(request, timeout=COMPARE_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        end = end or _minute(datetime.now(UTC) - MINUTE)
+        start = start or end - STEP
+        if "maximum" not in error_of(error).metadata or end - start <= MINUTE:
+            raise
+    else:
+        yield found
+        return
+    middle = _minute(start + (end - start) / 2)
+    for part in ((start, middle), (middle, end)):
+        async for found in _compared(mesh, *part, repair=repair):
+            yield found
 
 
 def _add(whole: pb.ReconcileResponse, found: pb.ReconcileResponse) -> None:
