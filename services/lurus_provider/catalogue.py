@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lurus.provider.v1.provider_pb2 import Model, Price
+from lurus.provider.v1.provider_pb2 import Model, Price, PriceTier
 from lurus_provider.price_import import CATALOGUE_PREFIX
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
@@ -25,6 +25,12 @@ class Rates(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     output_nano_usd: int
 
 
+class Tier(Rates, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Rates of requests with more input than this, fresh, cached and written together."""
+
+    above_input_tokens: int
+
+
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One model under each of its names; without a price it is unpriced."""
 
@@ -36,6 +42,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     release_date: date | None = None
     note: str = ""
     price: Rates | None = None
+    tiers: list[Tier] = []
 
 
 class Catalogue(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -84,6 +91,7 @@ def _price(catalogue: Catalogue, entry: Entry, rates: Rates, name: str) -> Price
         model=name,
         effective_time=_midnight(catalogue.date),
         source=" ".join(part for part in source if part),
+        tiers=[PriceTier(**msgspec.structs.asdict(tier)) for tier in entry.tiers],
         **msgspec.structs.asdict(rates),
     )
 

@@ -11,6 +11,8 @@ from lurus.provider.v1 import provider_pb2 as pb
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus_common import postgres
 from lurus_common.migrations import SchemaTooNew
+from lurus_common.money import Tokens, cost
+from lurus_common.prices import price_of
 from lurus_common.rpc import check_rules
 from lurus_common.settings import Settings
 from lurus_provider.catalogue import CATALOGUE, read_catalogue
@@ -32,6 +34,23 @@ def test_it_follows_the_rules_and_names_nothing_twice() -> None:
         assert price.price_id.startswith(CATALOGUE_PREFIX)
         assert 0 < price.cache_read_nano_usd <= price.input_nano_usd < price.output_nano_usd
         assert all(getattr(price, rate) > 0 for rate in RATES)
+
+
+def test_long_prompts_cost_what_their_vendors_charge() -> None:
+    """Worked out by hand: 300,000 tokens of input, of which 100,000 were cached, and 10,000 of output."""
+    _, prices = read_catalogue(CATALOGUE.read_bytes())
+    found = {price.model: price_of(price) for price in prices}
+    short = Tokens(input=172_000, cache_read=100_000, output=10_000)
+    long = Tokens(input=200_000, cache_read=100_000, output=10_000)
+    # 0.172 x 2.5 + 0.1 x 0.25 + 0.01 x 15 dollars, and 0.2 x 5 + 0.1 x 0.5 + 0.01 x 22.5.
+    assert cost(short, found["gpt-5.4"]) == 605_000_000
+    assert cost(long, found["gpt-5.4"]) == 1_275_000_000
+    # 0.2 x 0.5 + 0.1 x 0.05 + 0.01 x 2.5, and for a short one 0.05 x 0.1 + 0.05 x 0.01 + 0.01 x 0.5.
+    assert cost(long, found["claude-haiku-5-5"]) == 130_000_000
+    assert (
+        cost(Tokens(input=50_000, cache_read=50_000, output=10_000), found["claude-haiku-5-5"]) == 10_500_000
+    )
+    assert sum(bool(price.tiers) for price in prices) > 12
 
 
 def test_the_sandbox_has_its_price() -> None:
