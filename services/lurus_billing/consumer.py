@@ -15,6 +15,7 @@ from lurus_common.consumer import UsageConsumer
 from lurus_common.errors import Conflict, DependencyUnavailable, InvalidRequest
 from lurus_common.ids import new_id
 from lurus_common.rpc import check_rules
+from lurus_common.status import Dependency
 
 DURABLE = "billing"
 
@@ -36,6 +37,12 @@ class UsageBus:
         self._consumer: UsageConsumer | None = None
         self._problem = ""
         self._validator = Validator()
+
+    def describe(self, row: Dependency) -> None:
+        """Brings up to date whether the bus answers, and how far the ledger is behind it."""
+        bus.describe(row, self._client)
+        if self._consumer is not None:
+            self._consumer.describe(row)
 
     async def problems(self) -> dict[str, str]:
         """What an operator has to mend: a bus that is away mends itself, a wrong stream does not."""

@@ -1,7 +1,7 @@
-"""Events for a person, in PostgreSQL: those that cannot be read or booked, and those that repeat an id
-with another content.
+"""Events for a person, in PostgreSQL: those that cannot be read or booked, those that repeat an id
+with another content, and those that Lago refuses.
 
-A parked event can be replayed, once what was wrong is mended. A conflict cannot:
+A parked event can be replayed, once what was wrong is mended, and so can one for Lago. A conflict cannot:
 its request is charged, and a difference is corrected by another transfer.
 """
 
@@ -16,17 +16,20 @@ from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_billing.key_store import fitting
 from lurus_billing.ledger import Entry
 from lurus_common import postgres
-from lurus_common.consumer import ParkedEvent
+from lurus_common.consumer import UNREADABLE, ParkedEvent
 from lurus_common.errors import FailedPrecondition, NotFound
 from lurus_common.paging import decode_token, encode_token, page_limit
 from lurus_common.postgres import Connection, transaction
 
 REPLAYED = "replayed: booked"
 
-_PARKED, _CONFLICT = "parked", "conflict"
+EXPORTED = "replayed: Lago has it"
+
+_PARKED, _CONFLICT, _EXPORT = "parked", "conflict", "export"
 _CAUSES: Mapping[str, pb.DeadLetterCause.ValueType] = {
     _PARKED: pb.DEAD_LETTER_CAUSE_PARKED,
     _CONFLICT: pb.DEAD_LETTER_CAUSE_CONFLICT,
+    _EXPORT: pb.DEAD_LETTER_CAUSE_EXPORT,
 }
 _WORDS = {number: word for word, number in _CAUSES.items()}
 _LAST_NUMBER = 2**63 - 1
@@ -49,10 +52,20 @@ _COUNT = "SELECT cause, count(*) FROM billing.dead_letter WHERE resolve_time IS 
 
 async def park(pool: asyncpg.Pool, parked: ParkedEvent) -> None:
     """Keeps an event that cannot be processed; the same one again changes nothing."""
+    await _set_aside(pool, parked, _PARKED)
+
+
+async def park_export(pool: asyncpg.Pool, parked: ParkedEvent) -> None:
+    """The same for one that Lago refuses. One that cannot be read is parked as such already."""
+    if not parked.reason.startswith(UNREADABLE):
+        await _set_aside(pool, parked, _EXPORT)
+
+
+async def _set_aside(pool: asyncpg.Pool, parked: ParkedEvent, cause: str) -> None:
     async with postgres.connection(pool) as connection:
         await connection.fetchval(
             _SET_ASIDE,
-            _PARKED,
+            cause,
             parked.stream_sequence,
             _storable(parked.subject),
             "",
@@ -121,7 +134,7 @@ def replayable(letter: pb.DeadLetter) -> UsageEvent:
     Raises:
         FailedPrecondition: if it may not, or cannot be read.
     """
-    if letter.cause != pb.DEAD_LETTER_CAUSE_PARKED:
+    if letter.cause == pb.DEAD_LETTER_CAUSE_CONFLICT:
         raise FailedPrecondition(
             "a conflict is not replayed: its request is charged; correct it with CreateTransaction",
             resource="dead_letter",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 
 from lurus.billing.v1.billing_pb2 import DESCRIPTOR
@@ -14,7 +15,7 @@ from lurus.billing.v1.billing_pb2_grpc import add_BillingServiceServicer_to_serv
 from lurus.log.v1.log_pb2_grpc import LogServiceStub
 from lurus.provider.v1.provider_pb2_grpc import ProviderServiceStub
 from lurus.routing.v1.routing_pb2_grpc import RoutingServiceStub
-from lurus_billing import budget_watch, key_store
+from lurus_billing import budget_watch, dead_letters, key_store
 from lurus_billing.account_store import AccountStore
 from lurus_billing.books import Books
 from lurus_billing.budget_store import BudgetStore
@@ -23,6 +24,7 @@ from lurus_billing.consumer import UsageBus
 from lurus_billing.dead_letters import DeadLetterStore
 from lurus_billing.key_store import KeyStore
 from lurus_billing.key_watch import KeyWatch
+from lurus_billing.lago import LagoClient, LagoExport
 from lurus_billing.listener import Listener
 from lurus_billing.price_lookup import PriceLookup
 from lurus_billing.receipt_store import ReceiptStore
@@ -33,10 +35,12 @@ from lurus_billing.servicer import BillingServicer
 from lurus_billing.store import LedgerStore
 from lurus_billing.sweeper import sweep_for_ever
 from lurus_common import postgres
+from lurus_common.consumer import ParkedEvent
 from lurus_common.migrations import migrate
 from lurus_common.rpc import open_channel
 from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
+from lurus_common.status import Status, keep_asking
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +69,19 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
         open_channel(settings.provider_address, settings.admin_token) as provider_channel,
         open_channel(settings.log_address, settings.admin_token) as log_channel,
         open_channel(settings.routing_address, settings.admin_token) as routing_channel,
+        aiohttp.ClientSession() as session,
     ):
         keys, ledger_store = KeyStore(pool), LedgerStore(pool)
         budgets = BudgetStore(pool, settings.lease_nano_usd, settings.lease_seconds)
         key_watch, budget_watcher = KeyWatch(keys), BudgetWatch(budgets)
         usage = UsageBus(settings.nats_url, ledger_store, settings.ack_wait_seconds)
         reservations, letters = ReservationStore(pool), DeadLetterStore(pool)
+        lago = _lago(settings, session)
         books = Books(pool, LogServiceStub(log_channel), RoutingServiceStub(routing_channel))
         reconciler = Reconciler(books, usage)
+        status = Status("billing")
+        postgresql = status.add("postgresql")
+        status.add("nats", usage.describe)
         listener = Listener(
             pool, {key_store.CHANNEL: key_watch.heard, budget_watch.CHANNEL: budget_watcher.heard}
         )
@@ -91,10 +100,13 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
             usage=usage,
             reconciler=reconciler,
             pepper=settings.key_pepper,
+            lago=lago,
         )
         async with (
             _consuming(usage),
+            _exporting(settings, pool, lago, status),
             beside(listener.run(), "changes"),
+            beside(keep_asking(postgresql, lambda: pool.fetchval("SELECT 1")), "status"),
             beside(sweep_for_ever(reservations, letters), "sweeper"),
             beside(reconciler.watch(), "reconciliation"),
             grpc_service(
@@ -103,6 +115,7 @@ async def billing_server(settings: Settings) -> AsyncIterator[int]:
                 [SERVICE],
                 lambda server: add_BillingServiceServicer_to_server(servicer, server),
                 usage.problems,
+                status=status,
             ) as port,
         ):
             with contextlib.closing(key_watch), contextlib.closing(budget_watcher):
@@ -121,8 +134,34 @@ async def _database(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
         await postgres.close_pool(pool)
 
 
+def _lago(settings: Settings, session: aiohttp.ClientSession) -> LagoClient | None:
+    """Returns a client of Lago, None if none is set."""
+    if not settings.lago_url:
+        return None
+    settings.require("lago_api_key")
+    return LagoClient(session, settings.lago_url, settings.lago_api_key, settings.lago_metric_code)
+
+
 @asynccontextmanager
-async def _consuming(usage: UsageBus) -> AsyncIterator[None]:
+async def _exporting(
+    settings: Settings, pool: asyncpg.Pool, lago: LagoClient | None, status: Status
+) -> AsyncIterator[None]:
+    """Tells Lago of all usage, if there is one."""
+    if lago is None:
+        yield
+        return
+
+    async def park(parked: ParkedEvent) -> None:
+        await dead_letters.park_export(pool, parked)
+
+    export = LagoExport(settings.nats_url, lago, park, settings.ack_wait_seconds)
+    status.add("lago", export.describe)
+    async with _consuming(export):
+        yield
+
+
+@asynccontextmanager
+async def _consuming(usage: UsageBus | LagoExport) -> AsyncIterator[None]:
     async with beside(usage.run(), "usage consumer") as task:
         try:
             yield

@@ -13,6 +13,7 @@ from lurus_billing.consumer import UsageBus
 from lurus_billing.dead_letters import DeadLetterStore
 from lurus_billing.key_store import KeyStore
 from lurus_billing.key_watch import KeyWatch
+from lurus_billing.lago import LagoClient, LagoRefused
 from lurus_billing.masks import changed_fields
 from lurus_billing.metrics import count_lease
 from lurus_billing.price_lookup import PriceLookup
@@ -23,7 +24,7 @@ from lurus_billing.repricing_store import RepricingStore, require_price
 from lurus_billing.reservation_store import ReservationStore
 from lurus_billing.store import LedgerStore
 from lurus_common import secrets
-from lurus_common.errors import InvalidRequest
+from lurus_common.errors import FailedPrecondition, InvalidRequest
 from lurus_common.ids import new_id
 
 MAX_ALLOWED_MODELS_BYTES = 64 * 1024
@@ -53,6 +54,7 @@ class BillingServicer(BillingServiceServicer):
         usage: UsageBus,
         reconciler: Reconciler,
         pepper: str,
+        lago: LagoClient | None = None,
     ) -> None:
         self._accounts = accounts
         self._keys = keys
@@ -68,6 +70,7 @@ class BillingServicer(BillingServiceServicer):
         self._usage = usage
         self._reconciler = reconciler
         self._pepper = pepper
+        self._lago = lago
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.GetAccountResponse:
         return pb.GetAccountResponse(account=await self._accounts.find(request.account_id))
@@ -204,9 +207,23 @@ class BillingServicer(BillingServiceServicer):
     ) -> pb.ReplayDeadLetterResponse:
         letter = await self._letters.find(request.dead_letter_id)
         if not letter.HasField("resolve_time"):
-            await self._usage.replay(letter)
-            letter = await self._letters.resolve(letter.dead_letter_id, dead_letters.REPLAYED)
+            letter = await self._letters.resolve(letter.dead_letter_id, await self._replay(letter))
         return pb.ReplayDeadLetterResponse(dead_letter=letter)
+
+    async def _replay(self, letter: pb.DeadLetter) -> str:
+        """Does again what failed; returns what became of it."""
+        if letter.cause != pb.DEAD_LETTER_CAUSE_EXPORT:
+            await self._usage.replay(letter)
+            return dead_letters.REPLAYED
+        if self._lago is None:
+            raise FailedPrecondition("no Lago is set", resource="dead_letter", id=letter.dead_letter_id)
+        try:
+            await self._lago.send([dead_letters.replayable(letter)])
+        except LagoRefused as error:
+            raise FailedPrecondition(
+                f"Lago still refuses it: {error}", resource="dead_letter", id=letter.dead_letter_id
+            ) from error
+        return dead_letters.EXPORTED
 
     async def ResolveDeadLetter(
         self, request: pb.ResolveDeadLetterRequest, context: Any

@@ -1,6 +1,6 @@
-"""Reads the books: U of the provider, O of the outboxes, P of PostgreSQL, H of ClickHouse.
+"""Reads the books: U of the provider, O of the outboxes, P of PostgreSQL, H of ClickHouse, L of Lago.
 
-The fifth, K, is what the callers of `load.py` note.
+The sixth, K, is what the callers of `load.py` note.
 """
 
 import json
@@ -22,12 +22,13 @@ from lurus.usage.v1.usage_pb2 import TERMINAL_REFUSED, UsageEvent
 from lurus_common import bus
 from tests.chaos.load import Seen
 from tests.faults.calls import ServedCall
+from tests.support.fake_lago import FakeLago
 
 FINAL = 1
 CONNECT_SECONDS = 5.0
 MARK = re.compile(r"[a-z]+/\d{6}")
 # The consumers that keep books.
-DURABLES = ("billing", "log")
+DURABLES = ("billing", "log", "lago")
 TOKENS = (
     "input",
     "cache_read",
@@ -122,9 +123,21 @@ class Books:
     unsent: list[str] = field(default_factory=list)
     booked: list[Booked] = field(default_factory=list)
     logged: list[Logged] = field(default_factory=list)
+    # What Lago would bill: account and nano-USD of each event of a request.
+    exported: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     bank: Bank = field(default_factory=Bank)
     # Events that a consumer has not acknowledged.
     pending: int = 0
+
+
+def exported_of(lago: FakeLago) -> dict[str, list[tuple[str, int]]]:
+    """Returns what Lago would bill."""
+    return {
+        request_id: [
+            (event["external_subscription_id"], int(event["properties"]["cost_nano_usd"])) for event in events
+        ]
+        for request_id, events in lago.billed().items()
+    }
 
 
 def served_of(calls: Sequence[ServedCall]) -> list[Served]:

@@ -22,12 +22,13 @@ Id = Annotated[
 
 @app.callback()
 def deadletter() -> None:
-    """Events that the ledger has set aside for a person.
+    """Events that the ledger, or the export to Lago, has set aside for a person.
 
     `parked` ones could not be read or booked: mend what was wrong, then replay
     them. Of a `conflict` the request is charged already, and this is another
     content under its id: look into it, correct a difference with
-    `lurus account credit`, and resolve it.
+    `lurus account credit`, and resolve it. An `export` is booked, but Lago
+    refused it: mend that, such as a subscription it does not know, then replay.
     """
 
 
@@ -38,7 +39,7 @@ def list_letters(
         typer.Option(
             parser=options.enum_parser(pb.DeadLetterCause.DESCRIPTOR),
             metavar="CAUSE",
-            help="Only parked, or only conflict.",
+            help="Only parked, only conflict, or only export.",
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also those that are dealt with.")] = False,

@@ -120,6 +120,8 @@ class _DeadLetterCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     """It could not be read or booked."""
     DEAD_LETTER_CAUSE_CONFLICT: _DeadLetterCause.ValueType  # 2
     """Its request id is booked with another content. The first is charged, this one is not."""
+    DEAD_LETTER_CAUSE_EXPORT: _DeadLetterCause.ValueType  # 3
+    """The ledger has it, Lago refused it."""
 
 class DeadLetterCause(_DeadLetterCause, metaclass=_DeadLetterCauseEnumTypeWrapper):
     """Why an event was set aside."""
@@ -130,6 +132,8 @@ DEAD_LETTER_CAUSE_PARKED: DeadLetterCause.ValueType  # 1
 """It could not be read or booked."""
 DEAD_LETTER_CAUSE_CONFLICT: DeadLetterCause.ValueType  # 2
 """Its request id is booked with another content. The first is charged, this one is not."""
+DEAD_LETTER_CAUSE_EXPORT: DeadLetterCause.ValueType  # 3
+"""The ledger has it, Lago refused it."""
 Global___DeadLetterCause: _TypeAlias = DeadLetterCause  # noqa: Y015
 
 class _ReceiptGap:

@@ -727,7 +727,7 @@ class DependencyStatus(_message.Message):
     LAG_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`provider`, `billing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`."""
+    """`provider`, `billing`, `routing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`."""
     mode: Global___Mode.ValueType
     """How it is."""
     backlog_count: _builtins.int

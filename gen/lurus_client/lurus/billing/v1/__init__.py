@@ -94,6 +94,9 @@ class DeadLetterCause(betterproto.Enum):
     Its request id is booked with another content. The first is charged, this one is not.
     """
 
+    EXPORT = 3
+    """The ledger has it, Lago refused it."""
+
 
 class ReceiptGap(betterproto.Enum):
     """What a receipt cannot tell."""

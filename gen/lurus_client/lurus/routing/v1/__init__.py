@@ -1189,7 +1189,7 @@ class DependencyStatus(betterproto.Message):
 
     name: str = betterproto.string_field(1)
     """
-    `provider`, `billing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`.
+    `provider`, `billing`, `routing`, `nats`, `outbox`, `snapshot`, `keys`, `postgresql`, `clickhouse`, `redis`.
     """
 
     mode: "Mode" = betterproto.enum_field(2)
