@@ -11,11 +11,13 @@ one with the result.
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import httptools
 import uvloop
@@ -47,7 +49,10 @@ class Load:
         self.chunk_count = int(found.group(1)) if found else 50
         self.is_streaming = given.stream
         self.end = _ENDS[given.dialect]
-        self.request = _request(given)
+        keys = given.key_file.read_text().split() if given.key_file else [given.key]
+        requests = [_request(given, key) for key in keys]
+        # Each request takes the next key.
+        self.requests = itertools.cycle(requests)
         self.is_stopping = False
         self.is_measuring = False
         self.done_count = 0
@@ -69,7 +74,7 @@ class Load:
             self.all_left.set()
 
 
-def _request(given: argparse.Namespace) -> bytes:
+def _request(given: argparse.Namespace, key: str) -> bytes:
     text = (_SENTENCE * (given.prompt_bytes // len(_SENTENCE) + 1))[: given.prompt_bytes]
     body: dict[str, object] = {"model": given.model_prefix + given.model}
     if given.dialect == "openai_responses":
@@ -85,8 +90,8 @@ def _request(given: argparse.Namespace) -> bytes:
         f"POST {PATHS[given.dialect]} HTTP/1.1",
         f"Host: 127.0.0.1:{given.port}",
         "Content-Type: application/json",
-        f"Authorization: Bearer {given.key}",
-        f"x-api-key: {given.key}",
+        f"Authorization: Bearer {key}",
+        f"x-api-key: {key}",
         "anthropic-version: 2023-06-01",
         f"Content-Length: {len(encoded)}",
         *given.header,
@@ -130,7 +135,7 @@ class Client(asyncio.Protocol):
         self._first = 0.0
         self._is_waiting = True
         self._start = time.monotonic()
-        self._transport.write(self._load.request)
+        self._transport.write(next(self._load.requests))
 
     def _leave(self) -> None:
         self._is_over = True
@@ -278,6 +283,7 @@ def main() -> None:
     parser.add_argument("--model-prefix", default="", help="put before the model's name")
     parser.add_argument("--prompt-bytes", type=int, default=2000)
     parser.add_argument("--key", default="no-key")
+    parser.add_argument("--key-file", type=Path, help="many keys, which take turns")
     parser.add_argument("--header", action="append", default=[])
     uvloop.run(_run(parser.parse_args()))
 

@@ -3,7 +3,7 @@
 import asyncio
 from types import TracebackType
 
-from lurus_edge.guard import GuardedProtocol
+from lurus_edge.connection import Connection
 
 
 class ClientGone(Exception):
@@ -20,7 +20,7 @@ class Departure:
         ClientGone: at the end of the block, if it was ended.
     """
 
-    def __init__(self, connection: GuardedProtocol) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._timeout = asyncio.timeout(None)
 

@@ -7,52 +7,27 @@ response is never touched from here: a refusal of what comes behind it waits.
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from lurus_edge import refusals
+from lurus_edge.admission import READ_BYTES, Admission
+from lurus_edge.connection import Connection
 from lurus_edge.framing import plain_head
-from lurus_edge.half_closed import PROBE, HalfClosed
 from lurus_edge.head_first import HeadFirst
+from lurus_edge.limits import GuardLimits
 from lurus_edge.refusals import Refusal, Refused
 
 # Chunk heads of one body, beside its payload: enough for 32 MiB in chunks of 256 bytes.
 CHUNK_OVERHEAD_BYTES = 1 << 20
-# Of answers that a client does not take; beyond, nothing more is read for it.
-UNSENT_BYTES = 16 << 10
 # Requests read ahead of a running response; what comes behind them is refused.
 PIPELINE_REQUESTS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class GuardLimits:
-    """What a connection may cost before its request is complete.
-
-    A body has `body_seconds` to become complete, and another such window each
-    time it kept `body_bytes_per_second`: a big body on a slow line passes, a
-    silent one does not.
-    """
-
-    head_seconds: float = 10.0
-    body_seconds: float = 60.0
-    body_bytes_per_second: int = 8_000
-    keep_alive_seconds: float = 75.0
-    # How long a client may leave a full send buffer untouched before it is cut.
-    write_stall_seconds: float = 60.0
-    # How long a refused client may go on sending, so that it reads the answer and not a reset.
-    linger_seconds: float = 5.0
-    header_bytes: int = 32 << 10
-    header_count: int = 100
-    url_bytes: int = 8 << 10
-    body_bytes: int = 32 << 20
 
 
 class _Phase(IntEnum):
@@ -66,7 +41,7 @@ class _Phase(IntEnum):
     CLOSING = 5  # the client's own close, after the refusal
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(Connection):
     """uvicorn's HTTP/1.1 protocol with deadlines, size limits and strict framing.
 
     The application finds it as `scope["extensions"]["lurus"]["connection"]`.
@@ -75,6 +50,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """
 
     limits = GuardLimits()
+    # Says which requests are too much; None for no such thing.
+    admission: Admission | None = None
 
     def __init__(
         self,
@@ -84,21 +61,13 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.ws_protocol_class = None
-        # Set by who answers, called when the client is gone: waiting for ASGI's message costs 10 µs more.
-        self.on_lost: Callable[[], None] | None = None
-        # Set while an answer runs into which a comment may be put; says whether it may at this moment.
-        self.may_probe: Callable[[], bool] | None = None
-        self._half_closed: HalfClosed | None = None
         self._extensions: dict[str, Any] = {"lurus": {"connection": self}}
         self.url = b""
-        self._answering: RequestResponseCycle | None = None
         self._has_begun = False
         self._phase = _Phase.HEAD
         self._armed_phase: _Phase | None = None
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._wire_bytes = 0
         self._body_bytes = 0
@@ -107,77 +76,27 @@ class GuardedProtocol(HttpToolsProtocol):
         self._plain_head = b""
         self._reading: RequestResponseCycle | None = None
         self._refusal: Refusal | None = None
+        # Whether the request that is being read has had its answer: it was too much.
+        self._is_declined = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(UNSENT_BYTES)
         self._arm()
-
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn closes in every case
-        """Keeps the connection of a client that sends no more, but may still read its stream.
-
-        Whether it does shows when something is sent. Where nothing may be,
-        before and behind a stream and for plain answers, it has left.
-        """
-        if self._half_closed is not None:
-            return True
-        cycle, may_probe = self._answering, self.may_probe
-        if cycle is None or cycle.response_complete or may_probe is None or not may_probe() or self.pipeline:
-            return False
-        cycle.keep_alive = False
-        probe = b"%x\r\n%b\r\n" % (len(PROBE), PROBE) if cycle.chunked_encoding else PROBE
-        cycle.transport.write(probe)
-        self._half_closed = HalfClosed(self.transport, self.abort)
-        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # uvicorn tells the newest request only, which may be one that waits behind the one being answered.
-        if self._answering is not None:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
-        for timer in filter(None, (self._timer, self._stall_timer)):
-            timer.cancel()
-        if self._half_closed is not None:
-            self._half_closed.stop()
-        if self.on_lost is not None:
-            self.on_lost()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def shutdown(self) -> None:
         """Closes the connection behind its last answer, at once if it is idle."""
         if not (self._phase is _Phase.HEAD and self._has_begun):  # Half a head: the answer will close it.
             super().shutdown()
 
-    def abort(self) -> None:
-        """Drops the connection, so that the client cannot take the answer so far for a whole one."""
-        self.transport.abort()
-
     def close_if_idle(self) -> None:
         """Closes the connection if it waits for another request."""
         if self._phase is _Phase.IDLE:
             self.transport.close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_stall()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
-    def _watch_stall(self) -> None:
-        left_bytes = self.transport.get_write_buffer_size()
-        seconds = self.limits.write_stall_seconds
-        self._stall_timer = self.loop.call_later(seconds, self._cut_if_stalled, left_bytes)
-
-    def _cut_if_stalled(self, left_bytes: int) -> None:
-        """Drops a client that has taken nothing of a full buffer since it was last looked at."""
-        if self.transport.get_write_buffer_size() >= left_bytes:
-            self.transport.abort()
-        else:
-            self._watch_stall()
 
     def data_received(self, data: bytes) -> None:
         if self._phase >= _Phase.REFUSED:
@@ -248,6 +167,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._check_head(self.parser.get_http_version())
         if len(self.pipeline) >= PIPELINE_REQUESTS:
             raise Refused(refusals.PIPELINE_FULL)
+        if self.admission is not None and self.admission.is_full(len(self.tasks)):
+            self._decline(self.admission)
+            if self._is_declined:
+                return
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self._plain_head = plain_head(self.headers)
@@ -278,14 +201,42 @@ class GuardedProtocol(HttpToolsProtocol):
         if host_count > 1 or (host_count == 0 and http_version == "1.1"):
             raise Refused(refusals.BAD_HOST)
 
+    def _decline(self, admission: Admission) -> None:
+        """Answers a request that is too much, unless it waits for its turn or is of a kind that never is.
+
+        A small body is read to its end and dropped, so that the connection can be kept.
+        """
+        if self._is_answering() or self.pipeline or self.parser.should_upgrade():
+            return
+        closes = not self._is_small() or self.expect_100_continue or not self.parser.should_keep_alive()
+        answer = admission.refusal(self.parser.get_method(), self.url, closes)
+        if not answer:
+            return
+        self._is_declined = True
+        self._phase = _Phase.BODY
+        self.server_state.total_requests += 1
+        self.transport.write(answer)
+        if closes:
+            raise Refused(refusals.ANSWERED)
+
+    def _is_small(self) -> bool:
+        sizes = [int(value) for name, value in self.headers if name == b"content-length"]
+        return bool(sizes) and sizes[0] <= READ_BYTES
+
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        if self._is_declined:
+            return
         if self._body_bytes > self.limits.body_bytes:
             raise Refused(refusals.BODY_TOO_LARGE)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._plain_head:
+            return
+        if self._is_declined:
+            self._is_declined = False
+            self._phase = _Phase.IDLE
             return
         super().on_message_complete()
         self._reading = None
@@ -392,6 +343,9 @@ class GuardedProtocol(HttpToolsProtocol):
         unread, self._reading = self._reading, None
         self._phase = _Phase.REFUSED
         self._deadline = math.inf
+        if self._is_declined:
+            self._linger()
+            return
         if unread is not None and unread.response_started:
             if unread.response_complete:
                 self._linger()
@@ -430,6 +384,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def guarded(limits: GuardLimits) -> type[GuardedProtocol]:
+def guarded(limits: GuardLimits, admission: Admission | None = None) -> type[GuardedProtocol]:
     """Returns the protocol class for `uvicorn.Config(http=…)`."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})
+    members = {
+        "limits": limits,
+        "write_stall_seconds": limits.write_stall_seconds,
+        "admission": admission,
+    }
+    return type("GuardedProtocol", (GuardedProtocol,), members)

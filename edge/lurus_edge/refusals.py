@@ -52,6 +52,8 @@ HEAD_TOO_LARGE = Refusal(
 BODY_TOO_LARGE = Refusal(
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "request_too_large", "The request body is larger than the limit."
 )
+# Of a request whose answer is sent, but whose body is not read.
+ANSWERED = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "server_is_overloaded", "It is answered already.")
 
 
 def reason(error: httptools.HttpParserError, data: bytes) -> Refusal:

@@ -73,11 +73,11 @@ class Relays:
         self.held_body_bytes = 0
         self.is_draining = False
         self.live: set[Exchange] = set()
-        self._metrics = {dialect: DialectMetrics(dialect) for dialect in DIALECTS}
+        self.metrics = {dialect: DialectMetrics(dialect) for dialect in DIALECTS}
 
     def route(self, path: str, endpoint: Endpoint) -> "RelayRoute":
         """Returns the ASGI application that serves `path`, which has the prefix `/v1`."""
-        return RelayRoute(self, path, endpoint, self._metrics[endpoint.dialect])
+        return RelayRoute(self, path, endpoint, self.metrics[endpoint.dialect])
 
     def route_of_id(self, raw_path: bytes) -> "RelayRoute | None":
         """Returns what serves a path with an id in it, None if nothing does."""
@@ -212,14 +212,15 @@ class Exchange:
 
     async def _forward(self, responses: AsyncIterable[RelayResponse]) -> None:
         """Sends what comes. Goes on after `end` until the call is over, which lets the service tidy up."""
-        send = self._send
+        send, send_now = self._send, self._connection.send_now
         async for response in responses:
             data = response.data
             if data:
                 if self._held_headers is not None:
                     await self._hold_answer(data)
                     continue
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                if not send_now(data):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
                 self._tail = data if len(data) >= EVENT_END_BYTES else self._tail[-EVENT_END_BYTES:] + data
             elif response.HasField("head"):
                 await self._start_answer(response.head)

@@ -16,8 +16,11 @@ from lurus_common.listening import listen
 from lurus_common.serving import beside
 from lurus_common.settings import Settings
 from lurus_common.telemetry import Readiness
+from lurus_edge.admission import Admission
 from lurus_edge.app import EdgeApp, make_app
-from lurus_edge.guard import GuardedProtocol, GuardLimits, guarded
+from lurus_edge.guard import GuardedProtocol, guarded
+from lurus_edge.lateness import LatenessLimit
+from lurus_edge.limits import GuardLimits
 from lurus_edge.relay import Relays
 from lurus_edge.shedding import Shedder, memory_limit
 
@@ -28,6 +31,8 @@ LINGER_SECONDS = 2.0
 LINGER_POLL_SECONDS = 0.05
 # How long the exchanges that were cut at the drain limit have for their last event.
 CUT_SECONDS = 2.0
+# Connections that are taken at once, beside the one of each turn of the loop.
+MAX_WAITING = 100
 
 
 class EdgeServer(uvicorn.Server):
@@ -37,6 +42,8 @@ class EdgeServer(uvicorn.Server):
         super().__init__(config)
         self.app = app
         self.port: int = listener.getsockname()[1]
+        self._listener = listener
+        self._taking: set[asyncio.Task[None]] = set()
         self._relays = relays
         self._has_started = asyncio.Event()
         self._serving = asyncio.create_task(self.serve([listener]))
@@ -87,6 +94,32 @@ class EdgeServer(uvicorn.Server):
         for connection in list(self.server_state.connections):
             cast(GuardedProtocol, connection).close_if_idle()
 
+    def live_count(self) -> int:
+        """Returns how many requests are being answered."""
+        return len(self.server_state.tasks)
+
+    def take_waiting(self) -> int:
+        """Accepts connections that wait, since uvloop takes one in each of its turns; returns how many.
+
+        Those of a busy worker would wait for a second each time 20 of them came, and nobody would know.
+        """
+        before = len(self._taking)
+        with contextlib.suppress(OSError):  # There is none, or no descriptor for it.
+            while len(self._taking) < MAX_WAITING and all(server.is_serving() for server in self.servers):
+                task = asyncio.create_task(self._take(self._listener.accept()[0]))
+                self._taking.add(task)
+                task.add_done_callback(self._taking.discard)
+        return len(self._taking) - before
+
+    async def _take(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # It is gone already.
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> GuardedProtocol:
+        """Makes what uvicorn makes for each connection."""
+        kind = cast(type[GuardedProtocol], self.config.http_protocol_class)
+        return kind(self.config, self.server_state, self.lifespan.state)
+
     async def stop(self) -> None:
         """Stops at once: what is still being answered is broken off."""
         self.should_exit = True
@@ -96,7 +129,7 @@ class EdgeServer(uvicorn.Server):
         if not self._serving.done():
             self.force_exit = True
             self._serving.cancel()
-        await asyncio.gather(self._serving, *self.server_state.tasks, return_exceptions=True)
+        await asyncio.gather(self._serving, *self._taking, *self.server_state.tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -124,14 +157,15 @@ async def edge_server(
         life: of the process; it may have brought the socket to listen on.
     """
     life = life or Life()
-    shedder = Shedder(settings.max_live_requests, memory_limit(settings))
+    lateness = LatenessLimit(settings.max_loop_late_seconds, settings.min_live_requests)
+    shedder = Shedder(settings.max_live_requests, memory_limit(settings), lateness)
     relays = Relays(routing_channel, settings.max_body_bytes, settings.max_held_body_bytes, shedder)
     app = make_app(relays, routing_channel, service_channels, readiness)
     listener = life.listener or listen(settings.host, settings.edge_port, share_port)
-    server = EdgeServer(_config(app, settings), listener, app, relays)
+    server = EdgeServer(_config(app, settings, Admission(relays)), listener, app, relays)
     try:
         await server.wait_until_started()
-        async with beside(shedder.run(server.close_idle), "the look at the memory"):
+        async with beside(shedder.run(server), "the look at memory and loop"):
             yield server
     except BaseException:
         await server.stop()
@@ -147,7 +181,7 @@ async def edge_server(
         await server.stop()
 
 
-def _config(app: EdgeApp, settings: Settings) -> uvicorn.Config:
+def _config(app: EdgeApp, settings: Settings, admission: Admission) -> uvicorn.Config:
     limits = GuardLimits(
         head_seconds=settings.client_head_seconds,
         body_seconds=settings.client_body_seconds,
@@ -157,7 +191,7 @@ def _config(app: EdgeApp, settings: Settings) -> uvicorn.Config:
     )
     return uvicorn.Config(
         app,
-        http=guarded(limits),
+        http=guarded(limits, admission),
         ws="none",
         lifespan="on",
         interface="asgi3",

@@ -1,21 +1,26 @@
-"""Refuses new requests before memory runs out, so that those being served are not lost.
+"""Refuses new requests before memory or time run out, so that those being served are not lost.
 
-A background task looks at the memory of this process; no request does.
+A background task looks at the memory of this process and at its event loop; no request does.
 """
 
 import asyncio
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import random
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from lurus_common.errors import Overloaded
 from lurus_common.settings import Settings
+from lurus_edge.idle_time import IdleTime
+from lurus_edge.lateness import LatenessLimit
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +29,14 @@ log = logging.getLogger(__name__)
 SOFT = 0.80
 HARD = 0.90
 LOOK_SECONDS = 0.1
+# At the event loop, while it has much to do.
+CLOSE_LOOK_SECONDS = 0.01
 # Between two attempts to have the allocator give back what is free: it keeps pages otherwise.
 TRIM_SECONDS = 5.0
 # A tenth of the slots is kept for requests that are not larger.
 SMALL_BYTES = 64 * 1024
 RESERVED_PART = 10
+LATE_MESSAGE = "the gateway has as much to do as it can"
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 5.0
 # A limit above this is none.
@@ -39,11 +47,30 @@ _STATM = Path("/proc/self/statm")
 SHED = Counter("lurus_edge_shed_total", "Requests refused since the edge is full, by what is.", ["cause"])
 MEMORY = Gauge("lurus_edge_memory_ratio", "Memory of the process as a part of its limit; 0 without a limit.")
 LAG = Gauge("lurus_edge_loop_lag_seconds", "By how much the event loop was late, the last time it was asked.")
+LIMIT = Gauge(
+    "lurus_edge_live_limit_requests",
+    "So many requests may be live since the event loop is late; 0 while it is not, and any number may.",
+)
 LATE = Histogram(
     "lurus_edge_loop_late_seconds",
     "By how much the event loop was late, each time it was asked.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
 )
+
+
+class Served(Protocol):
+    """What is looked after: a server and its connections."""
+
+    def close_idle(self) -> None:
+        """Closes connections that wait for another request."""
+
+    def live_count(self) -> int:
+        """Returns how many requests are being answered."""
+        ...
+
+    def take_waiting(self) -> int:
+        """Accepts connections that wait; returns how many."""
+        ...
 
 
 class Shedder:
@@ -52,13 +79,16 @@ class Shedder:
     Args:
         max_live_requests: slots.
         memory_limit_bytes: of this process; 0 for none.
+        lateness: sets a limit by how late the event loop is; None for no such limit.
     """
 
-    def __init__(self, max_live_requests: int, memory_limit_bytes: int = 0) -> None:
+    def __init__(
+        self, max_live_requests: int, memory_limit_bytes: int = 0, lateness: LatenessLimit | None = None
+    ) -> None:
         self._slots = max_live_requests
         self._slots_of_large = max_live_requests - max_live_requests // RESERVED_PART
         self._limit_bytes = memory_limit_bytes
-        self._trim_at = 0.0
+        self.lateness = lateness or LatenessLimit(0, 0)
         self.is_soft = False
         self.is_hard = False
 
@@ -72,26 +102,47 @@ class Shedder:
             raise overloaded("memory", "the gateway is short of memory")
         if live_count > self._slots or (live_count > self._slots_of_large and not _is_small(headers)):
             raise overloaded("slots", "the gateway serves as many requests as it can")
+        if live_count > self.lateness.value:
+            raise overloaded("late", LATE_MESSAGE)
 
-    async def run(self, close_idle: Callable[[], None]) -> None:
+    async def run(self, server: Served) -> None:
         """Looks at the memory and at the event loop until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LOOK_SECONDS
-            await asyncio.sleep(LOOK_SECONDS)
-            late_seconds = max(0.0, loop.time() - due)
-            LAG.set(late_seconds)
-            LATE.observe(late_seconds)
-            if not self._limit_bytes:
-                continue
-            self._look()
-            if self.is_hard:
-                close_idle()
-            if self.is_soft and loop.time() >= self._trim_at:
-                self._trim_at = loop.time() + TRIM_SECONDS
-                await asyncio.to_thread(_give_back)
+        memory_due = trim_due = 0.0
+        with IdleTime() as idle:
+            while True:
+                await self._look_at_loop(idle, server)
+                now = time.monotonic()
+                if not self._limit_bytes or now < memory_due:
+                    continue
+                memory_due = now + LOOK_SECONDS / 2
+                self._look_at_memory()
+                if self.is_hard:
+                    server.close_idle()
+                if self.is_soft and now >= trim_due:
+                    trim_due = now + TRIM_SECONDS
+                    await asyncio.to_thread(_give_back)
 
-    def _look(self) -> None:
+    async def _look_at_loop(self, idle: IdleTime, server: Served) -> None:
+        """Takes one look, after a pause that is short only if there is much to do."""
+        lateness = self.lateness
+        was_limited = lateness.value < math.inf
+        has_taken = server.take_waiting() > 0
+        is_busy = lateness.is_on and (was_limited or has_taken or server.live_count() > lateness.floor)
+        pause_seconds = CLOSE_LOOK_SECONDS if is_busy else LOOK_SECONDS
+        due = time.monotonic() + pause_seconds
+        await asyncio.sleep(pause_seconds)
+        now = time.monotonic()
+        late_seconds = max(0.0, now - due)
+        LAG.set(late_seconds)
+        LATE.observe(late_seconds)
+        lateness.look(now, late_seconds, idle.seconds(), server.live_count())
+        is_limited = lateness.value < math.inf
+        if is_limited or was_limited:
+            LIMIT.set(lateness.value if is_limited else 0)
+        if is_limited and not was_limited:
+            log.warning("new requests are refused: the event loop is late by %.3f s", late_seconds)
+
+    def _look_at_memory(self) -> None:
         ratio = resident_bytes() / self._limit_bytes
         MEMORY.set(ratio)
         was_soft = self.is_soft

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from lurus_edge.guard import GuardLimits, guarded
+from lurus_edge.guard import guarded
+from lurus_edge.limits import GuardLimits
 
 pytestmark = pytest.mark.anyio
 
