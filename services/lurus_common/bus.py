@@ -22,6 +22,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from lurus.usage.v1.usage_pb2 import UsageEvent
+from lurus_common.status import Dependency
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,14 @@ async def ensure_consumer(
         await jetstream.add_consumer(STREAM_NAME, wanted)
 
 
+def describe(row: Dependency, client: Client | None) -> None:
+    """Brings up to date whether the bus answers, as far as a connection can tell without asking it."""
+    if client is not None and client.is_connected:
+        row.succeed()
+    else:
+        row.fail("no connection")
+
+
 def _differences(found: object, wanted: object, names: tuple[str, ...]) -> str:
     return "; ".join(
         f"{name} is {getattr(found, name)!r}, must be {getattr(wanted, name)!r}"
@@ -177,6 +186,7 @@ __all__ = [
     "NatsError",
     "StreamMismatch",
     "connect",
+    "describe",
     "ensure_consumer",
     "ensure_stream",
     "publish",

@@ -12,6 +12,7 @@ and such events come again later and later, so that one of them that breaks
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from lurus.usage.v1.usage_pb2 import UsageEvent
 from lurus_common import bus
 from lurus_common.errors import DependencyUnavailable, InvalidRequest
 from lurus_common.rpc import check_rules
+from lurus_common.status import Dependency
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,11 @@ FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 # How long an event that failed unforeseen stays away at most.
 MAX_DELAY_SECONDS = 60.0
+# Whoever is so far behind should be looked at.
+OLD_SECONDS = 30.0
+
+# How the reason of an event begins that none of the consumers can read.
+UNREADABLE = "unreadable"
 
 CONSUMED = Counter("lurus_consumed_events", "Usage events whose effect is committed.", ["consumer"])
 REDELIVERED = Counter("lurus_redelivered_events", "Usage events that came more than once.", ["consumer"])
@@ -109,10 +116,27 @@ class UsageConsumer:
         self._redelivered = REDELIVERED.labels(durable)
         self._parked = PARKED.labels(durable)
         self._lag = LAG.labels(durable)
+        self._behind_count = 0
+        # When the bus got the event that was committed last.
+        self._committed_time = 0.0
 
     def stop(self) -> None:
         """Lets `run` finish the batch at hand and return."""
         self._stopping.set()
+
+    def describe(self, row: Dependency) -> None:
+        """Brings up to date how far this consumer is behind the bus."""
+        row.backlog_count = self._behind_count
+        row.lag_seconds = None
+        row.warning = self.problem
+        if self._behind_count and self._committed_time:
+            row.lag_seconds = time.time() - self._committed_time
+            if row.lag_seconds > OLD_SECONDS:
+                row.warning = row.warning or f"events wait for {row.lag_seconds:.0f} s"
+
+    def _note_behind(self, count: int) -> None:
+        self._behind_count = count
+        self._lag.set(count)
 
     async def run(self) -> None:
         """Consumes until `stop`."""
@@ -153,7 +177,8 @@ class UsageConsumer:
                     continue
                 self._retry_seconds = FIRST_RETRY_SECONDS
                 if messages:
-                    self._lag.set(messages[-1].metadata.num_pending)
+                    self._committed_time = messages[-1].metadata.timestamp.timestamp()
+                    self._note_behind(messages[-1].metadata.num_pending)
                     self._fetch_events = min(self._fetch_events * 2, self._batch_events)
         finally:
             with contextlib.suppress(NatsError, OSError):
@@ -178,7 +203,7 @@ class UsageConsumer:
     async def _check_consumer(self) -> None:
         """An idle fetch looks the same when the bus has lost the consumer: find out, and start over."""
         info = await self._jetstream.consumer_info(bus.STREAM_NAME, self._durable)
-        self._lag.set((info.num_pending or 0) + (info.num_ack_pending or 0))
+        self._note_behind((info.num_pending or 0) + (info.num_ack_pending or 0))
 
     async def _process(self, messages: Sequence[Msg]) -> bool:
         """Commits and parks messages; False if some have to come again."""
@@ -208,7 +233,7 @@ class UsageConsumer:
             event = UsageEvent.FromString(message.data)
             check_rules(self._validator, event)
         except (DecodeError, InvalidRequest) as error:
-            await self._set_aside(message, f"unreadable: {error}")
+            await self._set_aside(message, f"{UNREADABLE}: {error}")
             return None
         return _Delivery(event, message)
 

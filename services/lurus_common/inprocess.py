@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from lurus_common.rpc import HandlerInterceptor, RpcHandler
+from lurus_common.rpc import ErrorInterceptor, HandlerInterceptor, RpcHandler, report_error
 
 Metadata = Sequence[tuple[str, str | bytes]]
 _OK = grpc.StatusCode.OK
@@ -39,7 +39,9 @@ class InProcessServer:
         for name, handler in method_handlers.items():
             method = f"/{service_name}/{name}"
             for interceptor in reversed(self._interceptors):
-                handler = interceptor.wrap(handler, method)
+                # A stream of ours reports its failures itself: a generator around it costs each message.
+                if not (handler.unary_stream and isinstance(interceptor, ErrorInterceptor)):
+                    handler = interceptor.wrap(handler, method)
             self._handlers[method] = handler
 
     def channel(self) -> "InProcessChannel":
@@ -87,7 +89,7 @@ class InProcessChannel(grpc.aio.Channel):
         ) -> "InProcessStream":
             context = InProcessContext(metadata, timeout)
             responses = _unserved(method) if handler is None else handler.unary_stream(request, context)
-            return InProcessStream(responses, timeout, self._closing)
+            return InProcessStream(responses, context, method, self._closing)
 
         return call
 
@@ -123,10 +125,15 @@ class InProcessStream:
     """One call: iterate it, or cancel it."""
 
     def __init__(
-        self, responses: AsyncIterator[Any], timeout: float | None, closing: set[asyncio.Task[None]]
+        self,
+        responses: AsyncIterator[Any],
+        context: "InProcessContext",
+        method: str,
+        closing: set[asyncio.Task[None]],
     ) -> None:
         self._responses = responses
-        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        self._context = context
+        self._method = method
         self._closing = closing
         self._reader: asyncio.Task[Any] | None = None
         self._is_done = False
@@ -140,20 +147,33 @@ class InProcessStream:
             raise asyncio.CancelledError if self._is_cancelled else StopAsyncIteration
         self._reader = asyncio.current_task()
         try:
-            if self._deadline is None:
+            if self._context.deadline is None:
                 return await self._responses.__anext__()
-            async with asyncio.timeout_at(self._deadline):
-                return await self._responses.__anext__()
+            return await self._next_in_time(self._context.deadline)
         except BaseException as error:
             # Whatever it was has ended the handler too: it runs in this very task.
             self._is_done = True
-            if isinstance(error, _Abort):
-                raise _failure(error.code, error.details, error.trailing) from None
-            if isinstance(error, TimeoutError):
-                raise _failure(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", ()) from None
-            raise
+            if isinstance(error, StopAsyncIteration) or not isinstance(error, Exception):
+                raise
+            raise await self._failure_of(error) from None
         finally:
             self._reader = None
+
+    async def _next_in_time(self, deadline: float) -> Any:
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._responses.__anext__()
+        except TimeoutError:
+            if limit.expired():
+                raise _Abort(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", ()) from None
+            raise
+
+    async def _failure_of(self, error: Exception) -> grpc.aio.AioRpcError:
+        """Returns what a caller is told of an exception, as `ErrorInterceptor` has it on the wire."""
+        try:
+            await report_error(self._context, error, self._method)
+        except _Abort as abort:
+            return _failure(abort.code, abort.details, abort.trailing)
 
     async def read(self) -> Any:
         """Returns the next response, or `grpc.aio.EOF`."""
@@ -193,7 +213,7 @@ class InProcessContext:
 
     def __init__(self, metadata: Metadata | None, timeout: float | None) -> None:
         self._metadata = tuple(metadata or ())
-        self._deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        self.deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
 
     def invocation_metadata(self) -> Metadata:
         """What the caller sent."""
@@ -201,7 +221,7 @@ class InProcessContext:
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline, None without one."""
-        return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+        return None if self.deadline is None else self.deadline - asyncio.get_running_loop().time()
 
     def peer(self) -> str:
         """Who calls."""

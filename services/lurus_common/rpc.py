@@ -185,7 +185,7 @@ class ErrorInterceptor(HandlerInterceptor):
                     raise request
                 return await inner(request, context)
             except Exception as error:
-                await _abort(context, error, method)
+                await report_error(context, error, method)
 
         return call
 
@@ -203,7 +203,7 @@ class ErrorInterceptor(HandlerInterceptor):
                     async for response in responses:
                         yield response
             except Exception as error:
-                await _abort(context, error, method)
+                await report_error(context, error, method)
 
         return call
 
@@ -314,7 +314,8 @@ def bearer_token(context: Any) -> str:
     return ""
 
 
-async def _abort(context: Any, error: Exception, method: str) -> NoReturn:
+async def report_error(context: Any, error: Exception, method: str) -> NoReturn:
+    """Ends a call with the status of an exception; everything unexpected is INTERNAL without its text."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, grpc.aio.AioRpcError):

@@ -49,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_port: Port = 18105
     ops_port: Port = 0
     worker_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "worker-0"
+    # The worker on the same disk whose place this one takes, if any: without billing it serves from that
+    # one's leases.
+    predecessor_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
 
     # Where the others listen, as HOST:PORT.
     routing_address: str = "127.0.0.1:18104"
@@ -96,6 +99,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_body_bytes: Count = 32 * 1024 * 1024
     max_live_requests: Count = 2000
+    # An event loop that stays later than this makes a gateway worker refuse new chats (0: never), while
+    # more than so many are being served.
+    max_loop_late_seconds: Annotated[float, Meta(ge=0, le=60)] = 0.05
+    min_live_requests: Count = 32
     # Request bodies in memory, until their answers begin.
     max_held_body_bytes: Count = 256 * 1024 * 1024
     # Of one gateway worker, which refuses new requests from 80 % on; 0: its part of the cgroup's limit.
@@ -110,6 +117,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # After so long the bus delivers events again that a consumer has not said to be done; one that died
     # with some makes them wait for it. Shorter than an insert takes, they come twice, which costs only work.
     ack_wait_seconds: Annotated[float, Meta(ge=1, le=600)] = 30
+
+    # Lago, which is told of all usage if its URL is set, such as http://HOST:PORT: the key of its
+    # organization, and the code of its billable metric.
+    lago_url: str = ""
+    lago_api_key: str = ""
+    lago_metric_code: Annotated[str, Meta(min_length=1, max_length=100)] = "lurus_usage"
 
     # What a lease is worth at most, and for how long.
     lease_nano_usd: Count = 1_000_000_000
@@ -152,11 +165,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not value:
                 raise SettingsError(f"{PREFIX}{name.upper()} is not set. {_HINTS.get(name, 'Set it.')}")
-            if self.profile == "prod" and name in _SECRETS:
+            if self.profile == "prod" and name in SECRET_SETTINGS:
                 _refuse_weak(name, value)
 
 
-_SECRETS = frozenset({"admin_token", "key_pepper", "credential_key"})
+SECRET_SETTINGS = frozenset({"admin_token", "key_pepper", "credential_key", "lago_api_key"})
 _HINTS = {
     "database_url": "Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or use `lurus up`.",
     "nats_url": "Write nats://TOKEN@HOST:PORT, or use `lurus up`.",
@@ -165,6 +178,7 @@ _HINTS = {
     "admin_token": "Make one with: openssl rand -hex 32",
     "key_pepper": "Make one with: openssl rand -hex 32",
     "credential_key": "Make one with: openssl rand -base64 32",
+    "lago_api_key": "Take it from Lago, under Developers.",
     "data_dir": "Name a directory for the outbox and other local state.",
 }
 
@@ -197,8 +211,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         try:
             values[field.name] = msgspec.convert(text, field.type, strict=False)
         except msgspec.ValidationError as error:
-            shown = "the value given" if field.name in _SECRETS else repr(text)
-            default = "" if field.name in _SECRETS else f"; the default is {field.default!r}"
+            shown = "the value given" if field.name in SECRET_SETTINGS else repr(text)
+            default = "" if field.name in SECRET_SETTINGS else f"; the default is {field.default!r}"
             problems.append(f"{name}: {shown} does not fit: {error}{default}")
     if problems:
         raise SettingsError("\n".join(problems))

@@ -1,7 +1,8 @@
 """How this process is, and what it depends on: noted where calls succeed or fail, read by whoever asks."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +11,9 @@ from google.protobuf.json_format import MessageToJson
 from lurus.routing.v1 import routing_pb2 as pb
 
 NANOSECONDS = 1_000_000_000
+# How often a dependency is asked whether it answers, and how long it may take.
+ASK_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
 Mode: TypeAlias = "pb.Mode.ValueType"
 ONLINE, DEGRADED, OFFLINE = pb.MODE_ONLINE, pb.MODE_DEGRADED, pb.MODE_OFFLINE
 
@@ -94,6 +98,19 @@ class Status:
         return MessageToJson(
             self.message(), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
+
+
+async def keep_asking(row: Dependency, ask: Callable[[], Awaitable[object]]) -> None:
+    """Asks a dependency regularly, and notes whether it answers, until cancelled."""
+    while True:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await ask()
+        except Exception as error:  # whatever a driver raises
+            row.fail(f"it does not answer ({type(error).__name__})")
+        else:
+            row.succeed()
+        await asyncio.sleep(ASK_SECONDS)
 
 
 def _duration(seconds: float) -> Duration:

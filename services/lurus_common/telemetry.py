@@ -1,5 +1,6 @@
 """Logs, metrics and the ops port: /health, /ready, /status, /metrics."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -8,13 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from lurus_common.status import Status
 
 # Answers why a process is not ready; an empty mapping means it is.
 Readiness = Callable[[], Awaitable[dict[str, str]]]
+
+TASKS = Gauge("lurus_tasks", "Tasks of the event loop that have not ended.")
 
 
 def start_logging(level: str, process: str) -> None:
@@ -55,6 +58,8 @@ async def ops_server(
     host: str, port: int, readiness: Readiness, status: Status | None = None
 ) -> AsyncIterator[int]:
     """Serves the ops port; yields the port it got. Loopback unless the settings say otherwise."""
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
     async def health(_: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})

@@ -2,8 +2,11 @@
 
 import asyncio
 
+from nats.aio.client import Client
+
 from lurus_common import bus
 from lurus_common.consumer import UsageConsumer
+from lurus_common.status import Dependency
 from lurus_log.rows import EventUnfit
 from lurus_log.store import LogStore
 from lurus_log.watch import UsageTail
@@ -32,6 +35,13 @@ class LogConsumer:
         self._store = store
         self._tail = tail
         self._consumer: UsageConsumer | None = None
+        self._client: Client | None = None
+
+    def describe(self, row: Dependency) -> None:
+        """Brings up to date whether the bus answers, and how far the request log is behind it."""
+        bus.describe(row, self._client)
+        if self._consumer is not None:
+            self._consumer.describe(row)
 
     @property
     def problem(self) -> str:
@@ -40,7 +50,7 @@ class LogConsumer:
 
     async def run(self) -> None:
         """Consumes until `stop`; the batch at hand is stored and acknowledged first."""
-        client = await bus.connect(self._url, DURABLE)
+        client = self._client = await bus.connect(self._url, DURABLE)
         try:
             jetstream = client.jetstream()
             self._consumer = UsageConsumer(

@@ -12,6 +12,7 @@ from lurus_common.errors import DependencyUnavailable
 from lurus_common.migrations import SchemaTooNew
 from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
+from lurus_common.status import Status, keep_asking
 from lurus_log.consumer import LogConsumer
 from lurus_log.servicer import LogServicer
 from lurus_log.store import LogStore
@@ -43,6 +44,9 @@ async def log_server(settings: Settings) -> AsyncIterator[int]:
     store, tail = LogStore(settings.clickhouse_url), UsageTail()
     usage = LogConsumer(settings.nats_url, store, tail, settings.ack_wait_seconds)
     servicer = LogServicer(store, tail)
+    status = Status("log")
+    clickhouse = status.add("clickhouse")
+    status.add("nats", usage.describe)
 
     async def problems() -> dict[str, str]:
         found = {"clickhouse": store.problem, "usage": usage.problem}
@@ -51,12 +55,14 @@ async def log_server(settings: Settings) -> AsyncIterator[int]:
     async with (
         _started(store),
         _consuming(usage),
+        beside(keep_asking(clickhouse, store.ping), "status"),
         grpc_service(
             settings,
             settings.log_port,
             [SERVICE],
             lambda server: add_LogServiceServicer_to_server(servicer, server),
             problems,
+            status=status,
         ) as port,
     ):
         with contextlib.closing(tail):

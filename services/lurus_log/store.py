@@ -102,6 +102,15 @@ class LogStore:
                 raise
         self._client, self.problem = client, ""
 
+    async def ping(self) -> None:
+        """Returns if ClickHouse answers.
+
+        Raises:
+            DependencyUnavailable: if it does not.
+        """
+        async with _failures_named(READ_SECONDS, reads=True):
+            await self._connected().command("SELECT 1")
+
     async def close(self) -> None:
         """Closes the connections."""
         if self._client:

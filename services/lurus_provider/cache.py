@@ -64,6 +64,10 @@ class SetCache:
         self._name = f"lurus:provider:set:{installation_id}"
         self._skip_until = float("-inf")
 
+    async def ping(self) -> None:
+        """Returns if Redis answers; raises whatever the client does if not."""
+        await self._redis.ping()
+
     async def get(self) -> WatchProvidersResponse | None:
         """Returns the set, or None if there is none to trust."""
         kept = await self._try(lambda: self._redis.hget(self._name, "set"))

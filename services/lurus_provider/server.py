@@ -14,6 +14,7 @@ from lurus_common.migrations import migrate
 from lurus_common.postgres import close_pool, open_pool
 from lurus_common.serving import grpc_service
 from lurus_common.settings import Settings
+from lurus_common.status import Status, keep_asking
 from lurus_provider.cache import open_cache
 from lurus_provider.catalogue import CATALOGUE, read_catalogue
 from lurus_provider.current import CurrentSet
@@ -52,6 +53,11 @@ async def provider_server(settings: Settings) -> AsyncIterator[int]:
             opened = open_cache(settings.redis_url, key, await store.installation_id())
             cache = await stack.enter_async_context(opened)
         session = await stack.enter_async_context(open_session(http_hosts))
+        status = Status("provider")
+        asking = keep_asking(status.add("postgresql"), lambda: pool.fetchval("SELECT 1"))
+        await stack.enter_async_context(_owned(asking))
+        if cache is not None:
+            await stack.enter_async_context(_owned(keep_asking(status.add("redis"), cache.ping)))
         current = CurrentSet(store, cache, known)
         servicer = ProviderServicer(store, current, feed, session, key, http_hosts)
 
@@ -66,6 +72,7 @@ async def provider_server(settings: Settings) -> AsyncIterator[int]:
                 lambda server: add_ProviderServiceServicer_to_server(servicer, server),
                 readiness,
                 for_inference=True,  # the whole set is one message of a watch
+                status=status,
             )
         )
         stack.callback(known.close)

@@ -17,6 +17,7 @@ from lurus_common.errors import (
     InvalidRequest,
     LurusError,
     NoHealthyProvider,
+    Overloaded,
     Untranslatable,
     UpstreamTimeout,
 )
@@ -66,6 +67,7 @@ class Attempts:
 
         Raises:
             UpstreamFailed, UpstreamTimeout, UpstreamCredentialRejected: nobody answered.
+        Overloaded: this process cannot call anybody now.
             NoHealthyProvider: since the plan was made, every candidate has fallen ill.
             Untranslatable, InvalidRequest: nobody else can be asked this.
         """
@@ -204,6 +206,10 @@ class Attempts:
             )
             attempt.http_status = response.status
             outcome = await self._read_begin(call, candidate, outgoing, prepared, response, deadline)
+        except Overloaded:
+            # Ours, and the same with every provider: nobody's breaker is to learn of it.
+            attempt.error_reason = Overloaded.reason
+            raise
         except LurusError as error:
             outcome = Failure(FailureClass.TRANSIENT, error)
         except Exception:

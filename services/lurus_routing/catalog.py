@@ -75,17 +75,36 @@ class Catalog:
         prices: Iterable[Price],
         settings: Settings,
         revision: int = 0,
+        before: "Catalog | None" = None,
+        unchanged: frozenset[str] = frozenset(),
     ) -> None:
+        """Makes a catalog; of the one `before` it, what has not changed is kept and not made anew.
+
+        Args:
+            providers: the same object as in `before` is the same provider.
+            settings: of the credentials' seals, and the defaults of times.
+            unchanged: of `models` and `prices`, what is as it was in `before`.
+        """
         self.revision = revision
         self.models = {model.model_id: model for model in models}
-        self.prices = PriceList(prices)
+        self.prices: PriceList = before.prices if before and "prices" in unchanged else PriceList(prices)
         self._settings = settings
         enabled = [provider for provider in providers if not provider.is_disabled]
         self._providers = sorted(enabled, key=lambda provider: (provider.level or 1, provider.provider_id))
         self._by_id = {provider.provider_id: provider for provider in enabled}
-        self._rules = {provider.provider_id: ModelRules(provider) for provider in enabled}
-        self._secrets = {provider.provider_id: _open_all(provider, settings) for provider in enabled}
+        self._changed = self._different(before)
+        self._rules: dict[str, ModelRules] = {}
+        self._secrets: dict[str, Mapping[str, str]] = {}
+        for provider in enabled:
+            name = provider.provider_id
+            is_same = before is not None and name not in self._changed
+            self._rules[name] = before._rules[name] if before and is_same else ModelRules(provider)
+            self._secrets[name] = (
+                before._secrets[name] if before and is_same else _open_all(provider, settings)
+            )
         self._matches: OrderedDict[tuple[int, str], list[Candidate]] = OrderedDict()
+        # Of the catalog before, from which those of changed providers have to be taken out.
+        self._old_matches = before._matches if before and "models" in unchanged else {}
         self._served: dict[str, set[int]] | None = None
 
     @property
@@ -141,13 +160,28 @@ class Catalog:
         key = (dialect, model)
         found = self._matches.get(key)
         if found is None:
-            found = [
-                candidate for provider in self._providers for candidate in self._of(provider, dialect, model)
-            ]
-            self._matches[key] = found
+            found = self._matches[key] = self._find(dialect, model)
             if len(self._matches) > MAX_REMEMBERED_MATCHES:
                 self._matches.popitem(last=False)
         return found
+
+    def _find(self, dialect: int, model: str) -> list[Candidate]:
+        old = self._old_matches.get((dialect, model))
+        if old is None:
+            return [
+                candidate for provider in self._providers for candidate in self._of(provider, dialect, model)
+            ]
+        found = [candidate for candidate in old if candidate.provider_id not in self._changed]
+        for name in self._changed & self._by_id.keys():
+            found += self._of(self._by_id[name], dialect, model)
+        # As `_providers` are; of one provider they stay in their order.
+        found.sort(key=lambda candidate: (candidate.level, candidate.provider_id))
+        return found
+
+    def _different(self, before: "Catalog | None") -> set[str]:
+        """Returns the names of providers that are new, gone or other ones than before."""
+        old, new = before._by_id if before else {}, self._by_id
+        return {name for name in old.keys() | new.keys() if old.get(name) is not new.get(name)}
 
     def served_names(self) -> dict[str, set[int]]:
         """Returns the names that clients can ask for, with the dialects in which somebody serves them.
@@ -159,11 +193,18 @@ class Catalog:
         return self._served
 
     def _find_served(self) -> dict[str, set[int]]:
-        names = {name for provider in self._providers for name in _exact_names(provider)} | set(self.models)
-        hidden = {name for name, model in self.models.items() if model.is_hidden}
+        by_name: dict[str, list[Provider]] = {name: [] for name in self.models}
+        # Whoever has exact names alone serves no other ones.
+        open_ended = []
+        for provider in self._providers:
+            names = _exact_names(provider)
+            if not names or len(names) < len(provider.supported_models) + len(provider.model_mappings):
+                open_ended.append(provider)
+            for name in names:
+                by_name.setdefault(name, []).append(provider)
         served: dict[str, set[int]] = {}
-        for name in sorted(names - hidden):
-            for provider in self._providers:
+        for name in sorted(by_name.keys() - {name for name, model in self.models.items() if model.is_hidden}):
+            for provider in (*by_name[name], *open_ended):
                 if self._rules[provider.provider_id].match(name) and self._secrets[provider.provider_id]:
                     served.setdefault(name, set()).update(provider.dialects)
         return served
@@ -268,6 +309,7 @@ class CatalogBuilder:
         self._models: dict[str, Model] = {}
         self._prices: dict[str, Price] = {}
         self._revision = 0
+        self._last: Catalog | None = None
 
     def capture(self) -> Callable[[], bytes]:
         """Returns what gives the whole set as one serialised `WatchProvidersResponse`, credentials sealed."""
@@ -294,13 +336,20 @@ class CatalogBuilder:
         _remove(self._providers, change.deleted_provider_ids)
         _remove(self._models, change.deleted_model_ids)
         _remove(self._prices, change.deleted_price_ids)
-        return Catalog(
+        told = {
+            "models": change.is_snapshot or change.models or change.deleted_model_ids,
+            "prices": change.is_snapshot or change.prices or change.deleted_price_ids,
+        }
+        self._last = Catalog(
             self._providers.values(),
             self._models.values(),
             self._prices.values(),
             self._settings,
             change.revision,
+            before=self._last,
+            unchanged=frozenset(name for name, is_told in told.items() if not is_told),
         )
+        return self._last
 
 
 def dialect_name(dialect: int) -> str:

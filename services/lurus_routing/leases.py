@@ -10,11 +10,12 @@ refuse, what was admitted in these milliseconds (never more than was left) is
 exceeded too. Without billing, the account's policy decides.
 
 What a lease lends is kept on disk, and what was spent of it follows from the
-outbox, so a worker that starts again goes on with what is left. It does so only
-while billing cannot be asked: a lease from disk serves, after its end too, as
-one does that has outlived an outage. Billing may have lent its rest anew by
-then, so per outage, worker and account what was left of one lease may be spent
-beyond the balance, and no more, however long the grace is.
+outbox, so a worker that starts again goes on with what is left, and so does one
+that takes the place of another. They do so only while billing cannot be asked:
+a lease from disk serves, after its end too, as one does that has outlived an
+outage. Billing may have lent its rest anew by then, or the predecessor may still
+serve from it, so per outage, worker and account what was left of one lease may be
+spent beyond the balance, and no more, however long the grace is.
 """
 
 import asyncio
@@ -104,6 +105,8 @@ class _Account:
 
     account_id: str
     lease_id: str = ""
+    # Whether another worker may still spend of it, and returns it: then it is not returned from here.
+    is_anothers: bool = False
     granted: int = 0
     spent: int = 0
     reserved: int = 0
@@ -170,10 +173,14 @@ class Leases:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._learned: OrderedDict[tuple[str, str], int] = OrderedDict()
 
-    def restore(self, kept: KeptLeases) -> None:
+    def restore(self, kept: KeptLeases, *, are_anothers: bool = False) -> None:
         """Takes up leases from disk, of accounts of which none is at hand.
 
         Billing is asked all the same before they are used.
+
+        Args:
+            kept: the leases, and what requests have cost of late.
+            are_anothers: the worker that they were lent to still runs, and returns them when it can.
         """
         now, now_ns = self._clock(), time.time_ns()
         for key, cost in islice(kept.costs.items(), MAX_LEARNED):
@@ -183,7 +190,7 @@ class Leases:
             if account.lease_id:
                 continue
             account.lease_id, account.granted = lease.lease_id, lease.granted_nano_usd
-            account.spent = lease.spent_nano_usd
+            account.spent, account.is_anothers = lease.spent_nano_usd, are_anothers
             account.expires = now
             # A clock that was set back must not lengthen its life.
             left_ns = min(lease.expire_time_ns - now_ns, lease.expire_time_ns - lease.ask_time_ns)
@@ -239,7 +246,8 @@ class Leases:
 
     async def hand_back(self) -> None:
         """Returns what is left of every lease, so that it need not expire first. For a stop in order."""
-        asked = [self._hand_back(account) for account in self._accounts.values() if account.lease_id]
+        own = [account for account in self._accounts.values() if account.lease_id and not account.is_anothers]
+        asked = [self._hand_back(account) for account in own]
         try:
             async with asyncio.timeout(HAND_BACK_SECONDS):
                 await asyncio.gather(*asked)
@@ -316,9 +324,9 @@ class Leases:
             account_id=account.account_id,
             worker_id=self._worker_id,
             amount_nano_usd=amount,
-            previous_lease_id=account.lease_id,
+            previous_lease_id="" if account.is_anothers else account.lease_id,
             # What is reserved will be settled under the old lease: it counts as spent.
-            previous_spent_nano_usd=max(account.spent + account.reserved, 0),
+            previous_spent_nano_usd=0 if account.is_anothers else max(account.spent + account.reserved, 0),
         )
 
     async def _renew(self, account: _Account, request: billing_pb2.LeaseQuotaRequest) -> None:
@@ -343,6 +351,7 @@ class Leases:
 
     def _take(self, account: _Account, lease: billing_pb2.LeaseQuotaResponse, sent: float) -> None:
         account.lease_id, account.granted = lease.lease_id, lease.amount_nano_usd
+        account.is_anothers = False
         account.expires = sent + lease.lifetime_milliseconds / 1000
         account.serves_until = account.expires + self._grace_seconds
         self._keep(account, sent)

@@ -15,11 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
@@ -29,6 +28,7 @@ from lurus_common.errors import AccountingUnavailable
 from lurus_routing import outbox_file
 from lurus_routing.leases import KeptLease, KeptLeases
 from lurus_routing.outbox_file import FINAL, OutboxLocked
+from lurus_routing.outbox_group import Entry, Operation, Outcome, Put, Row, commit
 
 log = logging.getLogger(__name__)
 
@@ -59,39 +59,18 @@ WAITING = Gauge("lurus_outbox_waiting_events", "Final usage events that are not 
 RECOVERED = Counter("lurus_outbox_recovered_events", "Intents of a dead worker that became estimated events.")
 WRITE_FAILURES = Counter("lurus_outbox_write_failures", "Transactions of the outbox that failed.")
 
-_PUT_INTENT = "INSERT INTO usage VALUES {}"
-_PUT_FINAL = (
-    "INSERT INTO usage VALUES {} ON CONFLICT (request_id) "
-    "DO UPDATE SET state = 1, payload = excluded.payload, change_time = excluded.change_time WHERE state = 0"
-)
-_INTENT_VALUES, _FINAL_VALUES = "(?, 0, ?, ?, unixepoch())", "(?, 1, ?, ?, unixepoch())"
-# Rows of one statement: with each, the thread gives up the interpreter and has to regain it.
-_STATEMENT_ROWS = (64, 16, 4, 1)
 _CHECKPOINT = "UPDATE usage SET payload = ?, change_time = unixepoch() WHERE request_id = ? AND state = 0"
-_MARK_SENT = "UPDATE usage SET state = 2, change_time = unixepoch() WHERE request_id = ? AND state = 1"
+_MARK_SENT = "UPDATE usage SET state = 2, change_time = unixepoch() WHERE state = 1 AND request_id IN ({})"
 _UNSENT = "SELECT request_id, subject, payload FROM usage WHERE state = 1 ORDER BY request_id LIMIT ?"
+_UNSENT_AFTER = (
+    "SELECT request_id, subject, payload FROM usage WHERE state = 1 AND request_id > ? "
+    "ORDER BY request_id LIMIT ?"
+)
 _PUT_LEASE = "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?)"
 _DROP_LEASE = "DELETE FROM lease WHERE account_id = ?"
 # Of the event that is sent next, when it became final: later than its id for a long stream.
 _OLDEST = "SELECT change_time FROM usage WHERE state = 1 ORDER BY request_id LIMIT 1"
 _FORGET = "DELETE FROM usage WHERE state = 2 AND change_time < ?"
-
-Row: TypeAlias = tuple[str, str, bytes]
-Operation: TypeAlias = Callable[[sqlite3.Connection], Any]
-# Told on the event loop what an operation returned, or why it failed.
-Notify: TypeAlias = Callable[[Any, Exception | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Put:
-    """A row to be put: the commonest operation, of which many share a statement."""
-
-    row: Row
-    is_final: bool
-
-
-Entry: TypeAlias = tuple[_Put | Operation, Notify]
-Outcome: TypeAlias = tuple[Notify, Any, Exception | None]
 
 
 class Outbox:
@@ -171,6 +150,11 @@ class Outbox:
         return self._unsent_count
 
     @property
+    def live_count(self) -> int:
+        """Requests of this worker whose provider was called and whose end is not known yet."""
+        return self._intent_count
+
+    @property
     def is_full(self) -> bool:
         """Whether there is no room for another event."""
         return self._unsent_count >= self._max_rows or self._waiting_count >= MAX_FINALS_WAITING
@@ -238,7 +222,7 @@ class Outbox:
         if self.is_full:
             raise AccountingUnavailable("the outbox is full", retry_after_seconds=5)
         try:
-            await self._ask(_Put(_row(event), is_final=False))
+            await self._ask(Put(_row(event), is_final=False))
         except sqlite3.Error as error:
             raise AccountingUnavailable("the outbox cannot be written", retry_after_seconds=5) from error
         self._intent_count += 1
@@ -272,7 +256,7 @@ class Outbox:
             _resolve(future, None, None)
 
         if not self._is_closed:
-            self._operations.put((_Put(row, is_final=True), notify))
+            self._operations.put((Put(row, is_final=True), notify))
 
     def _make_ready(self, row: Row) -> None:
         if self._reads_disk:
@@ -301,13 +285,25 @@ class Outbox:
         self._operations.put((lambda database: database.execute(_UNSENT, (limit,)).fetchall(), notify))
         return await future
 
+    async def unsent_after(self, request_id: str, limit: int) -> list[Row]:
+        """The same from the disk, of requests with a later id: for who reads on before the first are sent."""
+        rows: list[Row] = await self._ask(
+            lambda database: database.execute(_UNSENT_AFTER, (request_id, limit)).fetchall()
+        )
+        return rows
+
     async def mark_sent(self, request_ids: Sequence[str]) -> None:
-        """Records that the bus has these events. They stay a while, for an audit."""
-        keys = [(request_id,) for request_id in request_ids]
-        marked = await self._ask(lambda database: database.executemany(_MARK_SENT, keys).rowcount)
+        """Records that the bus has these events, a few hundred. They stay a while, for an audit."""
+        sql = _MARK_SENT.format(", ".join("?" * len(request_ids)))
+        marked = await self._ask(lambda database: database.execute(sql, tuple(request_ids)).rowcount)
         self._unsent_count -= marked
         sent = set(request_ids)
         self._ready = deque(row for row in self._ready if row[0] not in sent)
+
+    async def take_leases(self, worker_id: str) -> KeptLeases:
+        """Takes over the leases of a worker whose place this one takes; that one may still run."""
+        path = self._directory / f"outbox-{worker_id}.db"
+        return await asyncio.to_thread(outbox_file.take_leases, self._path, path)
 
     async def look_after_orphans(self, take_leases: Callable[[KeptLeases], None]) -> None:
         """Takes over what workers leave that end while this one runs, until cancelled."""
@@ -337,7 +333,7 @@ class Outbox:
         await asyncio.to_thread(outbox_file.forget_sent_files, self._directory, before)
         await self._ask(lambda database: database.execute(_FORGET, (before,)))
 
-    def _ask(self, operation: _Put | Operation) -> "asyncio.Future[Any]":
+    def _ask(self, operation: Put | Operation) -> "asyncio.Future[Any]":
         """Has the thread do something; the future gives what it returned.
 
         Raises:
@@ -366,9 +362,7 @@ class Outbox:
     def _commit(self, group: Sequence[Entry]) -> list[Outcome]:
         """Does all in one transaction; one bad operation does not fail its neighbours."""
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            outcomes = _execute(self._database, group)
-            self._database.execute("COMMIT")
+            outcomes = commit(self._database, group)
         except Exception as error:  # the thread must live on, whatever an operation does
             WRITE_FAILURES.inc()
             self._roll_back()
@@ -402,32 +396,6 @@ class Outbox:
 
 def _row(event: UsageEvent) -> Row:
     return event.request_id, subject_of(event), event.SerializeToString()
-
-
-def _execute(database: sqlite3.Connection, group: Sequence[Entry]) -> list[Outcome]:
-    """Puts intents, then finals, then does the rest; returns the outcomes in the order of the effects."""
-    others: list[tuple[Operation, Notify]] = []
-    puts: tuple[list[Row], list[Row]] = ([], [])
-    notifies: tuple[list[Notify], list[Notify]] = ([], [])
-    for operation, notify in group:
-        if isinstance(operation, _Put):
-            puts[operation.is_final].append(operation.row)
-            notifies[operation.is_final].append(notify)
-        else:
-            others.append((operation, notify))
-    _put(database, _PUT_INTENT, _INTENT_VALUES, puts[False])
-    _put(database, _PUT_FINAL, _FINAL_VALUES, puts[True])
-    outcomes: list[Outcome] = [(notify, None, None) for notify in (*notifies[False], *notifies[True])]
-    return outcomes + [(notify, operation(database), None) for operation, notify in others]
-
-
-def _put(database: sqlite3.Connection, sql: str, values: str, rows: Sequence[Row]) -> None:
-    position = 0
-    for size in _STATEMENT_ROWS:
-        while len(rows) - position >= size:
-            part = rows[position : position + size]
-            position += size
-            database.execute(sql.format(", ".join([values] * size)), [field for row in part for field in row])
 
 
 def _resolve(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:

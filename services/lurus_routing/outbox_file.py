@@ -22,11 +22,16 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 5.0
 # A start does not read more of them to learn what was spent of a lease: some seconds' worth.
 MAX_SCANNED_ROWS = 500_000
-# Unsent events of another worker that are in memory at once while they are taken over.
+# Events of a worker that is gone that are in memory at once while they are taken over.
 ADOPT_PAGE_ROWS = 1_000
 _ADOPT_LEASE = "INSERT OR IGNORE INTO lease VALUES (?, ?, ?, ?, ?)"
+_TAKE_LEASE = "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?)"
 _ADOPT_EVENT = "INSERT OR IGNORE INTO usage VALUES (?, ?, ?, ?, ?)"
 _ORPHAN_PAGE = "SELECT * FROM usage WHERE state < 2 AND request_id > ? ORDER BY request_id LIMIT ?"
+_INTENT_PAGE = (
+    "SELECT request_id, payload FROM usage WHERE state = 0 AND request_id > ? ORDER BY request_id LIMIT ?"
+)
+_MAKE_FINAL = "UPDATE usage SET state = 1, payload = ? WHERE request_id = ?"
 _FORGET_PAGE = "DELETE FROM usage WHERE state < 2 AND request_id BETWEEN ? AND ?"
 # A request gets its id some time before it is admitted, at most.
 _ADMISSION_NS = 60 * 1_000_000_000
@@ -147,14 +152,10 @@ def _adopt(own_path: Path, path: Path, worker_id: str, adopted: Adopted) -> None
     if not path.exists():
         return  # another one was quicker
     with closing(_open(path)) as orphan:
-        lent = kept_leases(orphan)
         with closing(_open(own_path)) as database:
-            if lent.leases:
-                # First: whoever dies in between has lost a lease, not lent it twice.
-                orphan.execute("DELETE FROM lease")
-                _write_all(database, _ADOPT_LEASE, [_lease_row(lease) for lease in lent.leases.values()])
-                adopted.leases.leases.update(lent.leases)
-                adopted.leases.costs.update(lent.costs)
+            lent = _move_leases(database, orphan, _ADOPT_LEASE)
+            adopted.leases.leases.update(lent.leases)
+            adopted.leases.costs.update(lent.costs)
             event_count = _adopt_events(database, orphan, worker_id, adopted)
         has_sent = count(orphan, SENT) > 0
     if has_sent:
@@ -162,6 +163,30 @@ def _adopt(own_path: Path, path: Path, worker_id: str, adopted: Adopted) -> None
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     log.info("adopted %d events of %s", event_count, path.name)
+
+
+def take_leases(own_path: Path, path: Path) -> KeptLeases:
+    """Takes over the leases of a worker that may still run and go on with those in its memory.
+
+    Its events stay its own. From now on the leases are on disk with us: whoever takes our place finds them.
+    """
+    if not path.exists():
+        return KeptLeases({})
+    try:
+        with closing(_open(path)) as other, closing(_open(own_path)) as database:
+            return _move_leases(database, other, _TAKE_LEASE)
+    except sqlite3.Error as error:
+        log.warning("the leases of %s cannot be taken over: %s", path.name, error)
+        return KeptLeases({})
+
+
+def _move_leases(database: sqlite3.Connection, other: sqlite3.Connection, put: str) -> KeptLeases:
+    lent = kept_leases(other)
+    if lent.leases:
+        # First: whoever dies in between has lost a lease, not lent it twice.
+        other.execute("DELETE FROM lease")
+        _write_all(database, put, [_lease_row(lease) for lease in lent.leases.values()])
+    return lent
 
 
 def _adopt_events(
@@ -203,11 +228,16 @@ def forget_sent_files(directory: Path, before: float) -> None:
 
 
 def recover(database: sqlite3.Connection, worker_id: str) -> int:
-    """Turns the intents of a dead incarnation into estimated final events; returns how many."""
-    rows = database.execute("SELECT request_id, payload FROM usage WHERE state = 0").fetchall()
-    finals = [(_estimated(payload, worker_id), request_id) for request_id, payload in rows]
-    _write_all(database, "UPDATE usage SET state = 1, payload = ? WHERE request_id = ?", finals)
-    return len(finals)
+    """Turns the intents of a dead incarnation into estimated final events; returns how many.
+
+    A page after the other, each durable before the next one: who dies in between goes on at the next start.
+    """
+    recovered, last_id = 0, ""
+    while rows := database.execute(_INTENT_PAGE, (last_id, ADOPT_PAGE_ROWS)).fetchall():
+        last_id = rows[-1][0]
+        finals = [(_estimated(payload, worker_id), request_id) for request_id, payload in rows]
+        recovered += _write_all(database, _MAKE_FINAL, finals)
+    return recovered
 
 
 def _write_all(database: sqlite3.Connection, sql: str, rows: Sequence[Sequence[object]]) -> int:

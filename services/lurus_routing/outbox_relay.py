@@ -1,18 +1,27 @@
-"""Carries the outbox to the bus, and survives its absence."""
+"""Carries the outbox to the bus, and survives its absence.
+
+An event is marked as sent only after the bus has acknowledged it, and is published again until it has. A
+backlog is carried by several batches at a time, so that reading, publishing and marking overlap. Nobody
+notices while no request is served; as soon as one is, batches are small and half of the time is for others.
+"""
 
 import asyncio
 import logging
 import sqlite3
 import time
+from collections import deque
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js.errors import NoStreamResponseError
 from prometheus_client import Counter, Gauge
 
 from lurus_common import bus
 from lurus_routing.outbox import Outbox
+from lurus_routing.outbox_group import Row
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +30,14 @@ _AWAY = (NatsError, OSError, TimeoutError, sqlite3.Error, bus.StreamMismatch)
 
 BATCH_EVENTS = 256
 BACKLOG_EVENTS = 4 * BATCH_EVENTS
-# With a backlog: small batches, so that the loop serves others in between, and half the time for them.
-CATCH_UP_EVENTS = 64
-CATCH_UP_SHARE = 0.5
+# Of a backlog, so many batches are published and not yet marked.
+FLYING_BATCHES = 4
+# The same beside requests that are served: what is done at once is done within about a millisecond.
+SHY_EVENTS = 32
+SHY_BATCHES = 2
+# For how long others have the loop before the next of these batches, by how long it has worked for the last.
+SHY_REST = 1.0
+MAX_REST_SECONDS = 0.25
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 5.0
 # Lets events gather, so that a busy worker does not publish and mark them one by one.
@@ -108,21 +122,60 @@ class OutboxRelay:
                 raise
 
     async def _drain(self, client: Client) -> None:
-        """Publishes all there is; as long as a backlog shrinks, it takes no more than half of the time."""
+        """Publishes all there is."""
         while True:
-            begin, before = time.monotonic(), self._outbox.unsent_count
-            is_behind = before > BACKLOG_EVENTS and not self._is_urgent.is_set()
-            if not await self._publish_some(client, CATCH_UP_EVENTS if is_behind else BATCH_EVENTS):
+            if self._outbox.unsent_count > BACKLOG_EVENTS or self._blocked_since is not None:
+                await self._catch_up(client)
+            rows = await self._outbox.unsent(BATCH_EVENTS)
+            if not rows:
                 return
-            if is_behind and self._outbox.unsent_count < before:
-                took = time.monotonic() - begin
-                await asyncio.sleep(took * (1 - CATCH_UP_SHARE) / CATCH_UP_SHARE)
+            if failure := await self._publish(client, rows):
+                raise failure
 
-    async def _publish_some(self, client: Client, limit: int) -> bool:
-        """Publishes the next events and marks those that the bus has; returns whether there were any."""
-        rows = await self._outbox.unsent(limit)
-        if not rows:
-            return False
+    async def _catch_up(self, client: Client) -> None:
+        """Goes once through all that is not sent, some batches at a time.
+
+        Raises:
+            Exception: the first event that was not stored, after all others were tried; or at once why
+                nothing of a batch was.
+        """
+        flying: deque[asyncio.Task[BaseException | None]] = deque()
+        failure, last_id = None, ""
+        try:
+            while rows := await self._outbox.unsent_after(
+                last_id, SHY_EVENTS if self._is_shy else BATCH_EVENTS
+            ):
+                used, last_id = time.thread_time(), rows[-1][0]
+                flying.append(asyncio.create_task(self._publish(client, rows)))
+                while len(flying) >= (SHY_BATCHES if self._is_shy else FLYING_BATCHES):
+                    failure = await flying.popleft() or failure
+                await self._rest(used)
+            while flying:
+                failure = await flying.popleft() or failure
+        except asyncio.CancelledError:
+            for task in flying:
+                task.cancel()
+            raise
+        finally:
+            await asyncio.gather(*flying, return_exceptions=True)
+        if failure is not None:
+            raise failure
+
+    @property
+    def _is_shy(self) -> bool:
+        return self._outbox.live_count > 0 and not self._is_urgent.is_set()
+
+    async def _rest(self, used: float) -> None:
+        """Leaves the loop to requests, if there are any, for as long as it has worked since a moment."""
+        if self._is_shy:
+            await asyncio.sleep(min((time.thread_time() - used) * SHY_REST, MAX_REST_SECONDS))
+
+    async def _publish(self, client: Client, rows: Sequence[Row]) -> BaseException | None:
+        """Publishes events and marks those that the bus has; returns why some of them were not stored.
+
+        Raises:
+            Exception: why none was stored, if that is no fault of the events.
+        """
         jetstream = client.jetstream()
         acks = await asyncio.gather(
             *(bus.publish(jetstream, request_id, subject, event) for request_id, subject, event in rows),
@@ -138,16 +191,14 @@ class OutboxRelay:
             for ack in acks
             if isinstance(ack, BaseException)
         ]
-        if failures:
-            await self._raise(client, failures)
-        self._note_success()
-        return True
-
-    async def _raise(self, client: Client, failures: list[BaseException]) -> None:
-        """A bus that came back empty has no stream: make it, then try again like after any failure."""
         if any(isinstance(failure, NoStreamResponseError) for failure in failures):
-            await bus.ensure_stream(client.jetstream())
-        raise failures[0]
+            # A bus that came back empty: the next attempt finds a stream.
+            await bus.ensure_stream(jetstream)
+        if not stored and not all(isinstance(failure, MaxPayloadError) for failure in failures):
+            raise failures[0]
+        if not failures:
+            self._note_success()
+        return failures[0] if failures else None
 
     def _note_failure(self, error: BaseException) -> None:
         FAILED.inc()

@@ -104,23 +104,21 @@ class Release:
         """Reads once. Returns what that allows to release, perhaps nothing."""
         watcher = self._watcher
         try:
-            chunk = await self._read()
-            if chunk:
-                self._heard = time.monotonic()
-                return watcher.feed(chunk)
-            if chunk is None:
+            until = self._silent_until()
+            # Nothing may follow the terminal event, not even a heartbeat.
+            beat = until if watcher.is_over else self._released + self._heartbeat_seconds
+            try:
+                chunk = await read_chunk(self._response, min(beat, until), self._call.alarm)
+            except UpstreamTimeout:
+                if time.monotonic() >= until:
+                    raise
                 # Also if there is nothing to say: the next one is due only then.
                 self._released = time.monotonic()
                 return watcher.heartbeat()
-            was_over = watcher.is_over
-            tail = watcher.finish()
-            self._is_ended = True
-            if was_over:
-                return b""
-            if watcher.is_over or watcher.terminal_ok:
-                return tail
-            cut = UpstreamCut("the provider ended its stream before its answer was complete")
-            return tail + await self._break(cut)
+            if chunk:
+                self._heard = time.monotonic()
+                return watcher.feed(chunk)
+            return await self._end()
         except LurusError as error:
             self._is_ended = True
             return b"" if watcher.is_over else await self._break(self._call.cut_by or error)
@@ -131,23 +129,23 @@ class Release:
             self._is_ended = True
             return b"" if watcher.is_over else await self._break(InternalError("internal error"))
 
-    async def _read(self) -> bytes | None:
-        """Returns what has arrived, empty at the end, or None when a heartbeat is due.
-
-        Raises:
-            UpstreamTimeout: nothing came for longer than the provider may be silent.
-            UpstreamFailed: the connection broke.
-        """
+    def _silent_until(self) -> float:
+        """Returns until when the provider may say nothing, in the loop's clock."""
         silence = AFTER_END_SECONDS if self._watcher.is_over else self._idle_seconds
-        until = min(self._heard + silence, self._total_until)
-        # Nothing may follow the terminal event, not even a heartbeat.
-        beat = until if self._watcher.is_over else self._released + self._heartbeat_seconds
-        try:
-            return await read_chunk(self._response, min(beat, until), self._call.alarm)
-        except UpstreamTimeout:
-            if time.monotonic() >= until:
-                raise
-            return None
+        return min(self._heard + silence, self._total_until)
+
+    async def _end(self) -> bytes:
+        """The provider has closed its stream. Returns what may be released yet."""
+        watcher = self._watcher
+        was_over = watcher.is_over
+        tail = watcher.finish()
+        self._is_ended = True
+        if was_over:
+            return b""
+        if watcher.is_over or watcher.terminal_ok:
+            return tail
+        cut = UpstreamCut("the provider ended its stream before its answer was complete")
+        return tail + await self._break(cut)
 
     async def _break(self, error: LurusError) -> bytes:
         """Settles a stream that cannot be completed; returns the event that says so."""

@@ -14,6 +14,7 @@ from lurus_common.life import Life
 from lurus_common.rpc import open_channel, server_interceptors
 from lurus_common.serving import end_tasks, grpc_service
 from lurus_common.settings import Settings
+from lurus_common.telemetry import Readiness
 from lurus_routing.follow import follow_keys, follow_providers
 from lurus_routing.limit_exchange import shared_limits
 from lurus_routing.outbox import Outbox
@@ -45,19 +46,25 @@ async def routing_server(settings: Settings, life: Life | None = None) -> AsyncI
 
 
 @asynccontextmanager
-async def routing_in_process(
-    settings: Settings, life: Life | None = None
-) -> AsyncIterator[tuple[InProcessChannel, int]]:
-    """Gives a channel without a socket, and serves the gRPC port as well; yields both."""
+async def routing_in_process(settings: Settings, life: Life | None = None) -> AsyncIterator["InProcess"]:
+    """Gives a channel without a socket, and serves the gRPC port as well."""
     life, limit = life or Life(), settings.drain_seconds + EDGE_SECONDS
     async with _routing(settings) as routing, _wire(settings, routing, life, limit) as port:
         server = InProcessServer(server_interceptors(settings.admin_token, OPEN_METHODS))
         add_RoutingServiceServicer_to_server(routing.servicer, server)  # type: ignore[arg-type]
         channel = server.channel()
         try:
-            yield channel, port
+            yield InProcess(channel, port, routing.worker.readiness)
         finally:
             await channel.close()
+
+
+class InProcess(NamedTuple):
+    """The routing service for an edge in its process: `readiness` says what it lacks to serve."""
+
+    channel: InProcessChannel
+    port: int
+    readiness: Readiness
 
 
 class _Routing(NamedTuple):
@@ -108,7 +115,7 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
             shared = await stack.enter_async_context(open_shared(settings.redis_url, settings.key_pepper))
         worker = Worker(settings, session, outbox, billing, limiter, shared)
         sharing = [shared.send(), shared.follow(worker.relay.moves.take)] if shared is not None else []
-        worker.restore()
+        await worker.restore()
         await stack.enter_async_context(
             _background(
                 *sharing,
@@ -121,6 +128,7 @@ async def _routing(settings: Settings) -> AsyncIterator[_Routing]:
                 worker.look_after_orphans(),
                 worker.relay.tend(),
                 worker.watch_itself(),
+                worker.ask_redis(),
                 Prober(
                     session, worker.relay.health, lambda: worker.relay.catalog, settings.probe_seconds
                 ).run(),

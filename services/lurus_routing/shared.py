@@ -73,6 +73,10 @@ class Shared:
         """Returns a name in Redis."""
         return f"lurus:routing:{kind}:{self.digest(kind, *parts).hex()}"
 
+    async def ping(self) -> None:
+        """Returns if Redis answers; raises whatever the client does if not."""
+        await self._redis.ping()
+
     async def read(self, names: Sequence[str]) -> list[bytes | None] | None:
         """Returns the values of names; None if Redis does not answer in time."""
         if time.monotonic() < self._skip_until:

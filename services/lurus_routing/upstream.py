@@ -1,7 +1,9 @@
 """Calls to providers: one pooled HTTP client per worker."""
 
 import asyncio
+import errno
 import io
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -15,7 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from lurus_common.addresses import GuardedConnector
-from lurus_common.errors import LurusError, UpstreamFailed, UpstreamTimeout
+from lurus_common.errors import LurusError, Overloaded, UpstreamFailed, UpstreamTimeout
 from lurus_dialects.dialect import Dialect
 from lurus_routing.alarm import Alarm
 from lurus_routing.candidate import Candidate
@@ -33,6 +35,7 @@ PIECE_BYTES = 16 * 1024
 # What the kernel takes from a provider that nobody reads, and thus the most that one read gives. By
 # itself it grows to megabytes, all of which are paid for. Enough for 1 MB a second at 100 ms.
 RECEIVE_BYTES = 96 * 1024
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 OUR_OWN_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "content-type"})
 
 
@@ -106,6 +109,7 @@ async def send(
         ConnectionLost: a connection ended before a status line.
         UpstreamTimeout: the provider did not connect or answer in time.
         UpstreamFailed: anything else went wrong before a status line.
+        Overloaded: this process has no descriptor left for a connection, which is no provider's fault.
     """
     timeout = ClientTimeout(total=None, sock_connect=candidate.connect_seconds)
     try:
@@ -121,11 +125,21 @@ async def send(
     except TimeoutError as error:
         raise UpstreamTimeout("the provider did not answer in time") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            wait = f"{random.uniform(1, 5):.2f}"  # noqa: S311  # nothing secret
+            raise Overloaded(
+                "the gateway has as many connections as it may", retry_after_seconds=wait
+            ) from error
         if isinstance(error, aiohttp.ClientConnectorError):
             raise UpstreamFailed("the provider cannot be reached") from error
         raise ConnectionLost("the provider closed the connection") from error
     except (aiohttp.ClientError, ValueError, OSError) as error:
         raise UpstreamFailed("the provider cannot be called, or its answer is not HTTP") from error
+
+
+def _too_many_connections() -> Overloaded:
+    seconds = random.uniform(1, 5)  # noqa: S311  # nothing secret
+    return Overloaded("the gateway has as many connections as it may", retry_after_seconds=f"{seconds:.2f}")
 
 
 def credential_header(dialect: Dialect, secret: str) -> tuple[str, str]:

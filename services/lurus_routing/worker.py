@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import ClientSession
 
 from lurus_common.settings import Settings
-from lurus_common.status import Dependency, Status
+from lurus_common.status import Dependency, Status, keep_asking
 from lurus_routing.follow import key_lookup, lease_request
 from lurus_routing.keys import KeyTable
 from lurus_routing.known import KnownKeys, KnownProviders
@@ -66,12 +66,23 @@ class Worker:
         self.keys = KnownKeys(self.table, data_dir, pepper, self.status)
         self.status.add("nats", self._look_at_bus)
         self.status.add("outbox", self._look_at_outbox)
+        self._shared = shared
+        self._redis = self.status.add("redis") if shared is not None else None
 
-    def restore(self) -> None:
+    async def restore(self) -> None:
         """Takes what is on disk, before anybody is asked."""
         self.providers.restore()
         self.keys.restore()
+        if self._settings.predecessor_id:
+            # First: it has spent since of what it may have had of this worker.
+            taken = await self._outbox.take_leases(self._settings.predecessor_id)
+            self._leases.restore(taken, are_anothers=True)
         self._leases.restore(self._outbox.kept_leases)
+
+    async def ask_redis(self) -> None:
+        """Notes whether Redis answers, if there is one, until cancelled."""
+        if self._shared is not None and self._redis is not None:
+            await keep_asking(self._redis, self._shared.ping)
 
     async def look_after_orphans(self) -> None:
         """Takes over what workers leave that end while this one runs, until cancelled."""

@@ -322,7 +322,9 @@ class Rig:
         async with AsyncExitStack() as stack:
             channel: grpc.aio.Channel
             if self.kind == "in process":
-                channel, self.port = await stack.enter_async_context(routing_in_process(settings, self.life))
+                channel, self.port, self.readiness = await stack.enter_async_context(
+                    routing_in_process(settings, self.life)
+                )
             else:
                 self.port = await stack.enter_async_context(routing_server(settings, self.life))
                 channel = open_channel(f"127.0.0.1:{self.port}", for_inference=True)

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -19,9 +22,11 @@ from lurus_common.errors import (
     DependencyUnavailable,
     KeyInvalid,
 )
+from lurus_common.life import Life
 from lurus_common.secrets import new_api_key
 from lurus_common.settings import Settings
 from lurus_routing import follow, keeper, keys
+from lurus_switch.targets import TARGETS
 from tests.support.scripted_upstream import plain
 
 from .rig import (
@@ -105,6 +110,32 @@ class TestRestart:
             await rig.provider_server.start()
             await rig.until_ready()
             assert (await rig.relay()).head.status == 200
+
+    @pytest.mark.row("F32")
+    async def test_a_gateway_without_a_snapshot_says_so_where_clients_ask(self, rig: Rig) -> None:
+        await learn(rig)
+        for name in ("providers", "providers.previous"):
+            state(rig, name).write_bytes(b"torn")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            settings = msgspec.structs.replace(
+                rig.settings, provider_address=f"127.0.0.1:{rig.provider_server.port}"
+            )
+            async with AsyncExitStack() as stack, aiohttp.ClientSession() as session:
+                await TARGETS["gateway"](stack, settings, Life(listener))
+                stack.push_async_callback(rig.provider_server.stop)
+
+                async def ready() -> tuple[int, list[str]]:
+                    async with session.get(url + "/ready", headers={"connection": "close"}) as answer:
+                        return answer.status, list((await answer.json()).get("problems", ()))
+
+                assert await ready() == (503, ["providers"])
+                async with session.get(url + "/health") as answer:
+                    assert answer.status == 200
+                await rig.provider_server.start()
+                async with asyncio.timeout(30):
+                    while await ready() != (200, []):
+                        await asyncio.sleep(0.05)
 
     @pytest.mark.row("F32")
     @pytest.mark.parametrize("length", [0, 100, -1])
@@ -226,12 +257,22 @@ class TestAge:
 
 
 class TestLeases:
-    async def test_a_restarted_worker_spends_what_is_left_and_no_more(self, rig: Rig) -> None:
-        """Ten times the cost is lent; however often the worker starts, ten calls are served in all."""
+    @pytest.mark.parametrize("is_rolled", [False, True], ids=["restarted", "rolled"])
+    async def test_a_worker_spends_what_its_predecessor_left_and_no_more(
+        self, rig: Rig, is_rolled: bool
+    ) -> None:
+        """Ten times the cost is lent; however often a worker starts, ten calls are served in all."""
         rig.settings = msgspec.structs.replace(rig.settings, lease_nano_usd=COST * 10)
         await learn(rig)
-        served = 1
-        for _ in range(4):
+        names = [rig.settings.worker_id] * 2
+        if is_rolled:
+            names[1] += "-b"
+        served, rows = 1, {**rig.rows()}
+        for number in range(4):
+            if is_rolled:
+                rig.settings = msgspec.structs.replace(
+                    rig.settings, worker_id=names[1 - number % 2], predecessor_id=names[number % 2]
+                )
             async with rig.routing():
                 for _ in range(4):
                     try:
@@ -239,9 +280,10 @@ class TestLeases:
                         served += 1
                     except AccountingUnavailable:
                         break
+            rows |= rig.rows()
         # What is reserved for a call is more than it costs, so a little may stay unused.
         assert 7 <= served <= 10
-        cost = sum(event.cost_nano_usd for _, event in rig.rows().values())
+        cost = sum(event.cost_nano_usd for _, event in rows.values())
         assert cost == served * COST <= COST * 10
 
     async def test_billing_learns_what_was_spent_of_it(self, rig: Rig) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -153,6 +154,26 @@ class TestOutbox:
             await outbox.finish(event)
             assert outbox.problem == ""
 
+    async def test_an_intent_and_its_final_may_share_a_transaction(self, tmp_path: Path) -> None:
+        async with Outbox(tmp_path, "w", 10) as outbox:
+            event, busy = make_event(), outbox._ask(lambda _: time.sleep(0.1))
+            intent = asyncio.ensure_future(outbox.intend(event))
+            await asyncio.sleep(0)
+            intent.cancel()  # its client has left before it was written
+            event.cost_nano_usd = 7
+            await outbox.finish(event)
+            await busy
+            rows = await outbox.unsent(10)
+            assert [UsageEvent.FromString(payload).cost_nano_usd for _, _, payload in rows] == [7]
+
+    async def test_more_rows_than_a_statement_takes_are_all_put(self, tmp_path: Path) -> None:
+        async with Outbox(tmp_path, "w", 1000) as outbox:
+            busy = outbox._ask(lambda _: time.sleep(0.1))
+            events = [make_event() for _ in range(150)]
+            await asyncio.gather(busy, *(outbox.intend(event) for event in events))
+            await asyncio.gather(*(outbox.finish(event) for event in events))
+            assert {row[0] for row in await outbox.unsent(1000)} == {event.request_id for event in events}
+
     async def test_two_workers_cannot_share_a_file(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -251,6 +272,25 @@ asyncio.run(main())
         assert (second[1].tokens.output, second[1].cost_nano_usd) == (7, 70)
         assert second[1].worker_id == worker_id
         assert (third[1].terminal, third[1].token_source, third[1].tokens.output) == (0, 1, 9)
+
+    async def test_a_start_with_many_open_intents_reads_them_in_pages(self, tmp_path: Path) -> None:
+        """As after a kill under load: no more than a page of them is in memory, and none is passed over."""
+        size, count = 8_000, 4 * outbox_file.ADOPT_PAGE_ROWS + 1
+        path = tmp_path / "outbox-w.db"
+        payload = make_event(model="m" * size).SerializeToString()
+        with closing(outbox_file.open_or_replace(path)) as database:
+            rows = [(new_id("req"), "s", payload) for _ in range(count)]
+            database.execute("BEGIN")
+            database.executemany("INSERT INTO usage VALUES (?, 0, ?, ?, unixepoch())", rows)
+            database.execute("COMMIT")
+            tracemalloc.start()
+            try:
+                assert outbox_file.recover(database, "w") == count
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert outbox_file.count(database, outbox_file.FINAL) == count
+        assert peak < count * size  # what was read, and what is written of it
 
     async def test_its_intents_become_estimated_events(self, tmp_path: Path) -> None:
         self.die(tmp_path, "w")

@@ -54,8 +54,8 @@ class Worker:
 
     async def start(self) -> None:
         """Serves until `stop`."""
-        channel, _ = await self._stack.enter_async_context(routing_in_process(self._settings))
-        self._stub = RoutingServiceStub(channel)
+        routing = await self._stack.enter_async_context(routing_in_process(self._settings))
+        channel, self._stub = routing.channel, RoutingServiceStub(routing.channel)
         server = await self._stack.enter_async_context(
             edge_server(self._settings, routing_channel=channel, service_channels={}, readiness=_ready)
         )
