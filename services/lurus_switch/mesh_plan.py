@@ -105,15 +105,19 @@ class MeshPlan:
         async def ready() -> None:
             await is_ready(port)
 
-        return replace(self._gateway(name, port, f"{name}-b" if is_second else name, listener), ready=ready)
+        pair = (name, f"{name}-b")
+        spec = self._gateway(name, port, pair[is_second], listener, predecessor_id=pair[not is_second])
+        return replace(spec, ready=ready)
 
-    def _gateway(self, name: str, ops_port: int, worker_id: str, listener: int | None) -> ProcessSpec:
+    def _gateway(
+        self, name: str, ops_port: int, worker_id: str, listener: int | None, predecessor_id: str = ""
+    ) -> ProcessSpec:
         async def ready() -> None:
             answer = await ask(ops_port, http_get("/ready"), b"}")
             if NOT_SERVING in answer:
                 raise NotReady(f"it does not serve yet: {answer[-200:]!r}")
 
-        spec = self._service("gateway", name, ops_port, worker_id)
+        spec = self._service("gateway", name, ops_port, worker_id, predecessor_id)
         return replace(spec, ready=ready, listener=listener)
 
     def bootstrap(self) -> ProcessSpec:
@@ -125,8 +129,12 @@ class MeshPlan:
             env={**self.environment, **to_environment(self.settings)},
         )
 
-    def _service(self, target: str, name: str, ops_port: int, worker_id: str = "worker-0") -> ProcessSpec:
-        settings = msgspec.structs.replace(self.settings, ops_port=ops_port, worker_id=worker_id)
+    def _service(
+        self, target: str, name: str, ops_port: int, worker_id: str = "worker-0", predecessor_id: str = ""
+    ) -> ProcessSpec:
+        settings = msgspec.structs.replace(
+            self.settings, ops_port=ops_port, worker_id=worker_id, predecessor_id=predecessor_id
+        )
 
         async def ready() -> None:
             await expect(ops_port, http_get("/health"), b"}", b'{"status": "alive"}')

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import uvloop
 
@@ -61,14 +61,14 @@ async def _gateway(stack: AsyncExitStack, settings: Settings, life: Life) -> Non
     from lurus_edge.server import edge_server
     from lurus_routing.server import routing_in_process
 
-    channel, _ = await stack.enter_async_context(routing_in_process(settings, life))
+    routing = await stack.enter_async_context(routing_in_process(settings, life))
     services = await _service_channels(stack, settings)
     await stack.enter_async_context(
         edge_server(
             settings,
-            routing_channel=channel,
+            routing_channel=routing.channel,
             service_channels=services,
-            readiness=_nothing_missing,
+            readiness=routing.readiness,
             share_port=True,
             life=life,
         )
@@ -78,7 +78,8 @@ async def _gateway(stack: AsyncExitStack, settings: Settings, life: Life) -> Non
 async def _edge(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     """The edge alone, and the ops port that a gateway has from its routing service."""
     from lurus_common.rpc import open_channel
-    from lurus_common.serving import ops_port
+    from lurus_common.serving import beside, ops_port
+    from lurus_common.status import Status, keep_asking
     from lurus_common.telemetry import ops_server
     from lurus_edge.server import edge_server
 
@@ -88,8 +89,11 @@ async def _edge(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
     async def readiness() -> dict[str, str]:
         return {"process": life.problem} if life.problem else {}
 
+    status = Status("edge")
+    asking = keep_asking(status.add("routing"), lambda: _check(channel))
+    await stack.enter_async_context(beside(asking, "status"))
     port = ops_port(settings, settings.edge_port)
-    await stack.enter_async_context(ops_server(settings.ops_host, port, readiness))
+    await stack.enter_async_context(ops_server(settings.ops_host, port, readiness, status))
     await stack.enter_async_context(
         edge_server(
             settings,
@@ -99,6 +103,16 @@ async def _edge(stack: AsyncExitStack, settings: Settings, life: Life) -> None:
             life=life,
         )
     )
+
+
+async def _check(channel: "Channel") -> None:
+    """Returns if who is behind a channel says that it serves."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest())
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise ConnectionError("it does not serve")
 
 
 async def _sandbox(stack: AsyncExitStack, settings: Settings, life: Life) -> None:

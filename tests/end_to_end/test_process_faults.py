@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import psutil
 import pytest
 from tests.conformance import streams
-from tests.conformance.rig import PRICES, UPSTREAM_MODEL, Gateway, Provider
+from tests.conformance.rig import PATHS, PRICES, UPSTREAM_MODEL, Gateway, Provider
 from tests.support.held_streams import (
     Flood,
     resident_bytes,
@@ -30,12 +30,16 @@ from lurus.usage.v1 import usage_pb2
 pytestmark = pytest.mark.anyio
 
 DIALECTS = "ACR"
+JSON = {"content-type": "application/json"}
 ERRORS = {"A": b"event: error", "C": b'data: {"error"', "R": b"event: response.failed"}
 WAIT_SECONDS = 40.0
 STALL_SECONDS = 12.0
 DRAIN_SECONDS = 4.0
-FROZEN_SECONDS = 4.0
+# With LURUS_FROZEN_SECONDS=20 in the environment it is for long.
+FROZEN_SECONDS = float(os.environ.get("LURUS_FROZEN_SECONDS", "4"))
 IDLE_STREAMS = 300
+# More failures of a provider than its breaker bears.
+CALLS_TO_TRIP = 6
 UNREAD_STREAMS = 30
 # What gRPC needs to notice a frozen peer (13 s), and as much again for a busy machine.
 NOTICED_SECONDS = 60.0
@@ -303,3 +307,57 @@ async def test_idle_streams_get_heartbeats_and_cost_little(gateway: Gateway) -> 
         assert resident_bytes(pid) - before < IDLE_STREAMS * IDLE_BYTES
         assert (await gateway.given("A", "A", events=streams.whole("A", "quick"))).answer.is_complete
     assert all(answer.body.count(b"event: ping") >= 2 for answer in answers)
+
+
+@contextmanager
+def limited(pid: int, kind: int, soft: int) -> Iterator[None]:
+    """Lowers a limit of a process that runs."""
+    process = psutil.Process(pid)
+    usual = process.rlimit(kind)
+    process.rlimit(kind, (soft, usual[1]))
+    try:
+        yield
+    finally:
+        process.rlimit(kind, usual)
+
+
+@pytest.mark.row("F23")
+async def test_a_gateway_without_descriptors_says_so_and_blames_no_provider(gateway: Gateway) -> None:
+    providers = [await gateway.add(dialect, script=paced(dialect, 0.1)) for dialect in DIALECTS]
+    key = {"authorization": f"Bearer {gateway.key}"}
+    async with httpx.AsyncClient(base_url=gateway.mesh.base_url, headers=key, timeout=WAIT_SECONDS) as kept:
+        assert (await kept.get("/health")).status_code == 200
+        with limited(gateway.mesh.pid("gateway"), psutil.RLIMIT_NOFILE, 3):
+            for dialect, provider in CALLS_TO_TRIP * list(zip(DIALECTS, providers, strict=True)):
+                body = gateway.body(dialect, provider.model, None, is_streaming=True)
+                answer = await kept.post(PATHS[dialect], content=body, headers=JSON)
+                assert answer.status_code == (529 if dialect == "A" else 503), answer.text
+                assert 0 < float(answer.headers["retry-after"]) <= 6
+                assert "overloaded" in answer.text
+    for dialect, provider in zip(DIALECTS, providers, strict=True):
+        assert not provider.upstream.requests
+        told = await gateway.ask(dialect, provider, is_streaming=True)
+        assert ENDS[dialect] in told.answer.body, "its breaker has learned of what was ours"
+        assert await charged_once(gateway, told.answer) > 0
+
+
+@pytest.mark.row("F42")
+async def test_a_gateway_whose_disk_is_full_refuses_new_calls_and_finishes_others(gateway: Gateway) -> None:
+    started = [await begun(gateway, dialect, paced(dialect, 0.3)) for dialect in DIALECTS]
+    idle = [await gateway.add(dialect, script=paced(dialect, 0.1)) for dialect in DIALECTS]
+    with limited(gateway.mesh.pid("gateway"), psutil.RLIMIT_FSIZE, 0):
+        for dialect, provider in zip(DIALECTS, idle, strict=True):
+            told = await gateway.ask(dialect, provider, is_streaming=True)
+            assert told.status == 503, told.body
+            assert float(told.header("retry-after")) > 0
+            assert not provider.upstream.requests
+        for client, _ in started:
+            await client.read_until(lambda answer: b"word 3 " in answer.body, WAIT_SECONDS)
+    for dialect, (client, _) in zip(DIALECTS, started, strict=True):
+        answer = await client.read_all(WAIT_SECONDS)
+        assert ENDS[dialect] in answer.body
+        assert await charged_once(gateway, answer) > 0
+    for dialect, provider in zip(DIALECTS, idle, strict=True):
+        told = await gateway.ask(dialect, provider, is_streaming=True)
+        assert ENDS[dialect] in told.answer.body
+        assert await charged_once(gateway, told.answer) > 0

@@ -76,6 +76,29 @@ async def test_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gat
     )
 
 
+@pytest.mark.row("F18", "F31")
+async def test_a_rolling_restart_without_billing_refuses_no_known_key(gateway: Gateway) -> None:
+    mesh = gateway.mesh
+    before = gateway_pids(mesh)
+    billing = psutil.Process(mesh.pid("billing"))
+    async with SteadyLoad.running(gateway, CALLERS, PAUSE_SECONDS / 5) as load:
+        await gateway.eventually(
+            lambda: len(load.seen.whole) > CALLERS, 30
+        )  # so that each worker was lent to
+        billing.suspend()
+        try:
+            done = await asyncio.to_thread(lurus, mesh, "reload", "--json")
+            assert done.returncode == 0, done.stderr
+            served = len(load.seen.whole)
+            await gateway.eventually(lambda: len(load.seen.whole) > served + CALLERS, 30)
+        finally:
+            billing.resume()
+    assert not {*before} & {*gateway_pids(mesh)}
+    assert load.seen.failures == {}
+    booked = await until_booked(gateway, len(load.seen.whole), BOOKED_SECONDS)
+    assert booked == dict.fromkeys(load.seen.whole, COST)
+
+
 def test_a_reload_without_a_mesh_says_so(tmp_path: Path) -> None:
     done = lurus(Mesh(tmp_path), "reload")
     assert (done.returncode, "no mesh of `lurus up` runs" in done.stderr) == (3, True)

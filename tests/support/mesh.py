@@ -26,6 +26,8 @@ STOP_SECONDS = 40.0
 SETTLE_SECONDS = 20.0
 PORT_SETTINGS = ("EDGE", "PROVIDER", "LOG", "BILLING", "ROUTING", "SANDBOX")
 # What `lurus up` chooses for itself in an empty directory.
+# What an edge of its own takes from its mesh.
+EDGE_SETTINGS = ("LURUS_MAX_LOOP_LATE_SECONDS",)
 STORE_PORTS = ("postgres", "nats", "nats_http", "valkey", "clickhouse")
 GATEWAY_PORTS = ("ops-gateway-b", "ops-gateway-0-b", "ops-gateway-1", "ops-gateway-1-b")
 OPS_DISTANCE = ports.OPS_DISTANCE
@@ -114,12 +116,13 @@ class Mesh:
         areas = ("ROUTING", "PROVIDER", "LOG", "BILLING")
         addresses = {f"LURUS_{area}_ADDRESS": f"127.0.0.1:{self.ports[area]}" for area in areas}
         own = {name: value for name, value in self.environment.items() if not name.startswith("LURUS_")}
+        shared = {name: value for name, value in self.environment.items() if name in EDGE_SETTINGS}
         named = {"LURUS_EDGE_PORT": str(port), "LURUS_OPS_PORT": str(ops_port), "LURUS_DRAIN_SECONDS": "2"}
         command = [sys.executable, "-m", "lurus_switch.targets", "edge"]
         with (self.data_dir / "edge.out").open("ab") as output:
             edge = subprocess.Popen(
                 command,
-                env={**own, **addresses, **named},
+                env={**own, **shared, **addresses, **named},
                 stdin=subprocess.DEVNULL,
                 stderr=output,
                 stdout=output,

@@ -148,6 +148,17 @@ def test_status_finds_every_process_service_and_store_well(mesh: Mesh) -> None:
         "lurus_outbox_unsent_events",
     }
     assert {row["provider_id"] for row in tree["routes"]} == {"sandbox"}
+    on = {(row["process"], row["name"]): row["mode"] for row in tree["dependencies"]}
+    assert set(on.values()) == {"MODE_ONLINE"}
+    assert {(process, name) for process, name in on if not process.startswith("gateway")} == {
+        ("provider", "postgresql"),
+        ("provider", "redis"),
+        ("billing", "postgresql"),
+        ("billing", "nats"),
+        ("log", "clickhouse"),
+        ("log", "nats"),
+    }
+    assert {"provider", "snapshot", "billing", "keys", "nats", "outbox", "redis"} <= {name for _, name in on}
     assert mesh.lurus("doctor").returncode == 0
 
 
