@@ -98,7 +98,7 @@ def main() -> int:
                 for target in targets:
                     if not _is_for(target, TESTS[test]):
                         continue
-                    row = {"round": number, "test": test, **_measure(target, TESTS[test], given.seconds)}
+                    row = {"round": number, "test": test, **measure(target, TESTS[test], given.seconds)}
                     rows.append(row)
                     console.print(_line(row), highlight=False)
     _keep(given.out, rows)
@@ -142,7 +142,8 @@ def _is_for(target: Target, test: Test) -> bool:
     return test.dialect in target.dialects
 
 
-def _measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
+def measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
+    """Runs a load and returns its figures, with what the target's processes took meanwhile."""
     model = (target.translating or "") + test.model if test.is_translated else test.model
     command = [
         *(sys.executable, "-m", "benchmarks.load", "--port", str(target.port), "--key", target.key),
@@ -162,7 +163,7 @@ def _measure(target: Target, test: Test, seconds: float) -> dict[str, Any]:
         said = json.loads(line)
         if "window" in said:
             used.append((_used(target.processes), _used(target.others)))
-            foreign.append(_foreign_seconds())
+            foreign.append(foreign_seconds())
         else:
             result = said
     load.wait(max(1.0, LOAD_SECONDS - (time.monotonic() - began)))
@@ -195,7 +196,7 @@ def _used(processes: Sequence[psutil.Process]) -> Used:
     return Used(seconds, rss)
 
 
-def _foreign_seconds() -> float:
+def foreign_seconds() -> float:
     """Processor seconds of everything on this machine that the benchmark has not started."""
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice

@@ -68,7 +68,7 @@ async def work(listener: socket.socket) -> None:
     print("ready", flush=True)
     await ended.wait()
     server.close()
-    while open_count:  # noqa: ASYNC110  # a program that measures
+    while open_count:  # a program that measures
         await asyncio.sleep(0.005)
 
 

@@ -226,7 +226,7 @@ async def until_known(mesh: Mesh, models: Sequence[str]) -> None:
     for model in models:
         sent = request(mesh, "C", model, 0.001)
         async with asyncio.timeout(30):
-            while (await ask(mesh.ports["EDGE"], sent))[0] != "200":  # noqa: ASYNC110  # nothing tells
+            while (await ask(mesh.ports["EDGE"], sent))[0] != "200":  # nothing tells
                 await asyncio.sleep(0.2)
 
 

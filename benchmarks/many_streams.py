@@ -1,10 +1,11 @@
 """What streams cost that stand still: memory of a gateway worker, and what others notice.
 
-    python -m benchmarks.many_streams [--idle 5000] [--unread 200]
+    python -m benchmarks.many_streams [--idle 5000] [--unread 200] [--wire]
 
 Starts a whole mesh with one worker. Idle streams have had their begin and get
 heartbeats; the clients of unread ones take nothing while their provider
-writes as fast as it can. Memory is the worker's own (USS).
+writes as fast as it can. Memory is the worker's own (USS); on the wire, that
+of the edge's process and of the routing service's together.
 """
 
 import argparse
@@ -13,8 +14,12 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 from tests.conformance.rig import PATHS, UPSTREAM_MODEL, Gateway
 from tests.conformance.streams import whole
 from tests.support.held_streams import (
@@ -38,18 +43,22 @@ MAX_IDLE = 9_000
 WORKER = "gateway"
 
 
-async def idle(gateway: Gateway, count: int) -> dict[str, object]:
+async def used_bytes(pids: Sequence[int]) -> int:
+    """What some processes have to themselves together, as soon as it stands still."""
+    return sum([await steady_bytes(pid) for pid in pids])
+
+
+async def idle(gateway: Gateway, pids: Sequence[int], count: int) -> dict[str, object]:
     """Holds idle streams and calls beside them."""
-    pid = gateway.mesh.pid(WORKER)
     provider = await gateway.add("A", script=say_nothing)
     ordinary = await gateway.add("A", script=stream(whole("A", "hello")))
     body = gateway.body("A", ordinary.model, None, is_streaming=True)
     alone = await first_byte_seconds(gateway, PATHS["A"], body, CALLS)
-    before, begin = await steady_bytes(pid), time.monotonic()
+    before, begin = await used_bytes(pids), time.monotonic()
     async with silent_streams(gateway, provider, count) as clients:
         opened = time.monotonic() - begin
         beside = await first_byte_seconds(gateway, PATHS["A"], body, CALLS)
-        during = await steady_bytes(pid)
+        during = await used_bytes(pids)
         beats = await asyncio.gather(
             *(
                 client.read_until(
@@ -68,22 +77,21 @@ async def idle(gateway: Gateway, count: int) -> dict[str, object]:
         "first_byte_ms_alone": _percentiles(alone),
         "first_byte_ms_beside": _percentiles(beside),
         "first_byte_ms_beside_heartbeats": _percentiles(beside_beats),
-        "worker_mib_afterwards": round(await steady_bytes(pid) / 2**20, 1),
+        "worker_mib_afterwards": round(await used_bytes(pids) / 2**20, 1),
     }
 
 
-async def unread(gateway: Gateway, count: int) -> dict[str, object]:
+async def unread(gateway: Gateway, pids: Sequence[int], count: int) -> dict[str, object]:
     """Holds streams that nobody reads, and reads a fast one beside them."""
-    pid = gateway.mesh.pid(WORKER)
     flood = Flood()
     provider = await gateway.add("A", script=flood)
     fast = await gateway.add("A", script=stream(whole("A", *["quick "] * FAST_EVENTS)))
     alone = await _fast_seconds(gateway, fast.model)
-    before = await steady_bytes(pid)
+    before = await used_bytes(pids)
     async with unread_streams(gateway, provider, count):
         await gateway.eventually(lambda: len(flood.exchanges) == count, BLOCKED_SECONDS)
         taken = await flood.until_blocked(BLOCKED_SECONDS)
-        during = await steady_bytes(pid)
+        during = await used_bytes(pids)
         beside = await _fast_seconds(gateway, fast.model)
     return {
         "unread_streams": count,
@@ -113,7 +121,7 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-async def measure(idle_count: int, unread_count: int) -> None:
+async def measure(idle_count: int, unread_count: int, *, is_wire: bool) -> None:
     """Starts a mesh and prints one JSON object for each kind."""
     with tempfile.TemporaryDirectory(prefix="many-streams-") as directory:
         settings = {
@@ -124,11 +132,22 @@ async def measure(idle_count: int, unread_count: int) -> None:
         }
         with Mesh(Path(directory), **settings) as mesh:
             mesh.rest("POST", "prices", json={"model": UPSTREAM_MODEL, "price_id": "price_many"})
-            async with Gateway(mesh) as gateway:
-                if idle_count:
-                    print(json.dumps(await idle(gateway, idle_count)), flush=True)
-                if unread_count:
-                    print(json.dumps(await unread(gateway, unread_count)), flush=True)
+            pids = [mesh.pid(WORKER)]
+            with ExitStack() as stack:
+                front = stack.enter_context(mesh.on_the_wire()) if is_wire else mesh
+                if is_wire:
+                    pids.append(_edge_pid())
+                async with Gateway(front) as gateway:
+                    gateway.port = urlsplit(front.base_url).port or 0
+                    for measured, count in ((idle, idle_count), (unread, unread_count)):
+                        if count:
+                            found = {**await measured(gateway, pids, count), "is_wire": is_wire}
+                            print(json.dumps(found), flush=True)
+
+
+def _edge_pid() -> int:
+    children = psutil.Process().children()
+    return next(child.pid for child in children if child.cmdline()[-1:] == ["edge"])
 
 
 def main() -> None:
@@ -136,9 +155,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--idle", type=int, default=5000, help=f"streams, at most {MAX_IDLE}")
     arguments.add_argument("--unread", type=int, default=200)
+    arguments.add_argument("--wire", action="store_true", help="with gRPC between an edge and the router")
     given = arguments.parse_args()
     raise_descriptor_limit()
-    asyncio.run(measure(min(given.idle, MAX_IDLE), given.unread))
+    asyncio.run(measure(min(given.idle, MAX_IDLE), given.unread, is_wire=given.wire))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmarks.gateways import TESTS, medians
 
 PAGE = Path("docs/performance.md")
 FOLDER = Path("docs/performance")
+FLAMES = ("flame-before.svg", "flame-after.svg")
 BEGIN, END = "<!-- figures: python -m benchmarks.report -->", "<!-- end of figures -->"
 # What others took of the two cores; a row that is above is left out.
 MAX_FOREIGN_CORES = 0.3
@@ -75,13 +76,21 @@ class Kept:
         """Returns the cores that 1,000 open streams take."""
         return [row["cores"] for row in self.rows if row["test"] == "open1000" and row["target"] == "ours"]
 
-    def of_streams(self, name: str) -> list[float]:
-        """Returns a figure of `benchmarks.many_streams`."""
-        return [row[name] for row in self.streams if name in row]
+    def memory(self, kind: str, is_wire: bool) -> list[float]:
+        """Returns what a stream of a kind of `benchmarks.many_streams` takes of a worker's memory, in KiB."""
+        return [
+            row["kib_per_stream"]
+            for row in self.streams
+            if kind in row and bool(row.get("is_wire")) is is_wire
+        ]
 
 
 def _ratio(test: str, rival: str) -> Callable[[Kept], list[float]]:
     return lambda kept: kept.ratios(test, rival)
+
+
+def _memory(kind: str, *, is_wire: bool = False) -> Callable[[Kept], list[float]]:
+    return lambda kept: kept.memory(kind, is_wire)
 
 
 TARGETS = (
@@ -94,7 +103,9 @@ TARGETS = (
     Target("conv64 by claude-code-router", _ratio("conv64", "ccr"), 1 / 1.5, 1 / 2.5),
     Target("added time to first byte, quiet, p50", Kept.added_first_byte, 2.0, 0.8, "ms"),
     Target("open1000, cores", Kept.cores, 0.9, 0.6, "cores"),
-    Target("memory of an open stream", lambda kept: kept.of_streams("kib_per_stream")[:1], 60, 20, "KiB"),
+    Target("memory of an idle stream", _memory("idle_streams"), 60, 20, "KiB"),
+    Target("memory of a stream that nobody reads", _memory("unread_streams"), 256, 256, "KiB"),
+    Target("the same on the wire", _memory("unread_streams", is_wire=True), 256, 256, "KiB"),
 )
 
 
@@ -131,14 +142,18 @@ def _read(files: Sequence[Path]) -> Kept:
 def _page(kept: Kept, name: str) -> Iterator[str]:
     yield f"Kept as [performance/{name}.json](performance/{name}.json)."
     yield ""
-    yield "| target | must | aim | measured: median (range) | |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| target | must | aim | measured: median (range) | rounds | |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for target in TARGETS:
         found = target.measured(kept)
         if found:
             yield f"| {target.says} | {_cells(target, found)} |"
     yield ""
     yield f"![Processor time of each gateway]({FOLDER.name}/{name}.svg)"
+    if (FOLDER / FLAMES[1]).exists():
+        before, after = (f"{FOLDER.name}/{flame}" for flame in FLAMES)
+        yield f"\nWhere a worker's time goes under pace64: [before]({before}) and [after]({after})"
+        yield "what is listed below (`python -m benchmarks.flame`; wide is dear, click to look closer)."
     for test in dict.fromkeys(row["test"] for row in kept.rows):
         yield f"\n**{test}**: {TESTS[test].says}\n"
         yield "| gateway | CPU ms: median (range) | ours by it | others ms | first byte ms | late ms |"
@@ -149,10 +164,20 @@ def _page(kept: Kept, name: str) -> Iterator[str]:
 
 
 def _cells(target: Target, found: Sequence[float]) -> str:
-    median = statistics.median(found)
-    verdict = "aim reached" if median <= target.aim else "reached" if median <= target.must else "**missed**"
-    spread = f"{_shown(target, median)} ({_shown(target, min(found))} to {_shown(target, max(found))})"
-    return f"{_shown(target, target.must)} | {_shown(target, target.aim)} | {spread} | {verdict}"
+    must, aim, median = (
+        _shown(target, value) for value in (target.must, target.aim, statistics.median(found))
+    )
+    spread = f"{median} ({_shown(target, min(found))} to {_shown(target, max(found))})"
+    return f"{must} | {aim} | {spread} | {len(found)} | {_verdict(target, found)}"
+
+
+def _verdict(target: Target, found: Sequence[float]) -> str:
+    median, worst = statistics.median(found), max(found)
+    if median > target.must:
+        return "**missed**"
+    if worst > target.must:
+        return "reached in the middle, **not in every round**"
+    return "aim reached" if median <= target.aim else "reached"
 
 
 def _shown(target: Target, value: float) -> str:

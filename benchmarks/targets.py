@@ -66,7 +66,14 @@ class NotHere(Exception):
 
 
 @contextmanager
-def started(name: str, port: int, upstream: int, models: Sequence[str], folder: Path) -> Iterator[Target]:
+def started(
+    name: str,
+    port: int,
+    upstream: int,
+    models: Sequence[str],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Target]:
     """Gives a target that answers.
 
     Args:
@@ -75,6 +82,7 @@ def started(name: str, port: int, upstream: int, models: Sequence[str], folder: 
         upstream: port of the fake provider.
         models: that it will be asked for.
         folder: for its files.
+        settings: of ours, if it is to have other ones than those it is shipped with.
 
     Raises:
         NotHere: it is not installed.
@@ -83,7 +91,7 @@ def started(name: str, port: int, upstream: int, models: Sequence[str], folder: 
     if name == "direct":
         yield Target(name, upstream)
     elif name in ("ours", "wire"):
-        with _ours(name, upstream, models, folder) as target:
+        with _ours(name, upstream, models, folder, settings or {}) as target:
             yield target
     else:
         command, environment, target = _RIVALS[name](port, upstream, models, folder)
@@ -92,33 +100,45 @@ def started(name: str, port: int, upstream: int, models: Sequence[str], folder: 
 
 
 @contextmanager
-def _ours(name: str, upstream: int, models: Sequence[str], folder: Path) -> Iterator[Target]:
-    """The whole mesh: keys, leases, outbox, usage events, metrics and request log, as it is shipped."""
+def _ours(
+    name: str, upstream: int, models: Sequence[str], folder: Path, settings: Mapping[str, str]
+) -> Iterator[Target]:
+    """The whole mesh: keys, leases, outbox, usage events, metrics and request log, as it is shipped.
+
+    But it refuses nobody: what a call costs is asked here, of loads that fill a core; `benchmarks.overload`
+    shows what becomes of more.
+    """
     (folder / "mesh").mkdir()
-    with Mesh(folder / "mesh") as mesh:
-        fields = {"base_url": f"http://127.0.0.1:{upstream}", "credentials": [{"secret": "any"}]}
-        dialects = ["DIALECT_ANTHROPIC", "DIALECT_OPENAI_CHAT", "DIALECT_OPENAI_RESPONSES"]
-        whole = {"provider_id": "bench", "dialects": dialects, "supported_models": ["fake*"]}
-        mapping = {"model": f"{TRANSLATED}*", "upstream_model": "*"}
-        chat = {"provider_id": "chat", "dialects": ["DIALECT_OPENAI_CHAT"], "model_mappings": [mapping]}
-        for provider in (whole, chat):
-            mesh.rest("POST", "providers", json={**provider, **fields})
-        for model in models:
-            rates = {"input_nano_usd": "1000", "output_nano_usd": "2000"}
-            mesh.rest("POST", "prices", json={"model": model, **rates})
-        for model in (models[0], TRANSLATED + models[0]):
-            _until_answered(mesh.base_url, mesh.key, model)
+    with Mesh(folder / "mesh", **{"max_loop_late_seconds": "0", **settings}) as mesh:
+        provided(mesh, upstream, models)
         if name == "ours":
-            yield _of_mesh(mesh, name, mesh.ports["EDGE"], [mesh.pid("gateway")])
+            yield target_of(mesh, name, mesh.ports["EDGE"], [mesh.pid("gateway")])
             return
         with mesh.on_the_wire() as there:
             port = int(there.base_url.rpartition(":")[2])
             edge = next(found.pid for found in psutil.Process().children() if "edge" in found.cmdline())
             _until_answered(there.base_url, mesh.key, models[0])
-            yield _of_mesh(mesh, name, port, [edge, mesh.pid("gateway")])
+            yield target_of(mesh, name, port, [edge, mesh.pid("gateway")])
 
 
-def _of_mesh(mesh: Mesh, name: str, port: int, pids: Sequence[int]) -> Target:
+def provided(mesh: Mesh, upstream: int, models: Sequence[str]) -> None:
+    """Makes the fake provider known to a mesh, in all dialects and in one, and waits until it is asked."""
+    fields = {"base_url": f"http://127.0.0.1:{upstream}", "credentials": [{"secret": "any"}]}
+    dialects = ["DIALECT_ANTHROPIC", "DIALECT_OPENAI_CHAT", "DIALECT_OPENAI_RESPONSES"]
+    whole = {"provider_id": "bench", "dialects": dialects, "supported_models": ["fake*"]}
+    mapping = {"model": f"{TRANSLATED}*", "upstream_model": "*"}
+    chat = {"provider_id": "chat", "dialects": ["DIALECT_OPENAI_CHAT"], "model_mappings": [mapping]}
+    for provider in (whole, chat):
+        mesh.rest("POST", "providers", json={**provider, **fields})
+    for model in models:
+        rates = {"input_nano_usd": "1000", "output_nano_usd": "2000"}
+        mesh.rest("POST", "prices", json={"model": model, **rates})
+    for model in (models[0], TRANSLATED + models[0]):
+        _until_answered(mesh.base_url, mesh.key, model)
+
+
+def target_of(mesh: Mesh, name: str, port: int, pids: Sequence[int]) -> Target:
+    """Returns a mesh as a target; all its processes but those of `pids` are the others."""
     others = [process for process in mesh.family() if process.pid not in pids]
     return Target(name, port, [psutil.Process(pid) for pid in pids], others, mesh.key, translating=TRANSLATED)
 
