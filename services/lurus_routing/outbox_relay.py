@@ -35,6 +35,8 @@ FLYING_BATCHES = 4
 # The same beside requests that are served: what is done at once is done within about a millisecond.
 SHY_EVENTS = 32
 SHY_BATCHES = 2
+# So long after a request was seen others are expected: short calls are rarely there at the moment of a look.
+SHY_SECONDS = 2.0
 # For how long others have the loop before the next of these batches, by how long it has worked for the last.
 SHY_REST = 1.0
 MAX_REST_SECONDS = 0.25
@@ -61,6 +63,7 @@ class OutboxRelay:
         self._blocked_since: float | None = None
         self._is_urgent = asyncio.Event()
         self._client: Client | None = None
+        self._shy_until = 0.0
 
     @property
     def problem(self) -> str:
@@ -143,11 +146,11 @@ class OutboxRelay:
         failure, last_id = None, ""
         try:
             while rows := await self._outbox.unsent_after(
-                last_id, SHY_EVENTS if self._is_shy else BATCH_EVENTS
+                last_id, SHY_EVENTS if self._is_shy() else BATCH_EVENTS
             ):
                 used, last_id = time.thread_time(), rows[-1][0]
                 flying.append(asyncio.create_task(self._publish(client, rows)))
-                while len(flying) >= (SHY_BATCHES if self._is_shy else FLYING_BATCHES):
+                while len(flying) >= (SHY_BATCHES if self._is_shy() else FLYING_BATCHES):
                     failure = await flying.popleft() or failure
                 await self._rest(used)
             while flying:
@@ -161,13 +164,16 @@ class OutboxRelay:
         if failure is not None:
             raise failure
 
-    @property
     def _is_shy(self) -> bool:
-        return self._outbox.live_count > 0 and not self._is_urgent.is_set()
+        """Whether requests are served or were a moment ago, and this worker does not stop."""
+        now = time.monotonic()
+        if self._outbox.live_count:
+            self._shy_until = now + SHY_SECONDS
+        return now < self._shy_until and not self._is_urgent.is_set()
 
     async def _rest(self, used: float) -> None:
         """Leaves the loop to requests, if there are any, for as long as it has worked since a moment."""
-        if self._is_shy:
+        if self._is_shy():
             await asyncio.sleep(min((time.thread_time() - used) * SHY_REST, MAX_REST_SECONDS))
 
     async def _publish(self, client: Client, rows: Sequence[Row]) -> BaseException | None:

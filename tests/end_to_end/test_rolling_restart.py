@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.rig import PRICES, UPSTREAM_MODEL, Gateway
 from tests.conformance.streams import FRESH, OUTPUT, READ, WRITTEN
 from tests.support.mesh import Mesh
-from tests.support.steady_load import SteadyLoad, until_booked
+from tests.support.steady_load import SteadyLoad, booked, until_booked
 
 pytestmark = pytest.mark.anyio
 
@@ -50,10 +50,22 @@ def gateway_pids(mesh: Mesh) -> list[int]:
     return [row["pid"] for row in mesh.run()["processes"] if row["name"].startswith("gateway")]
 
 
+def workers_of(gateway: Gateway, load: SteadyLoad) -> set[str]:
+    """Which workers have served what callers have whole."""
+    whole = {*load.seen.whole}
+    return {event.worker_id for event in gateway.all_finals() if event.request_id in whole}
+
+
+async def newly_booked(gateway: Gateway, earlier: Mapping[str, int], count: int) -> dict[str, int]:
+    """Waits for so many rows of usage beside earlier ones, and returns all that are new."""
+    rows = await until_booked(gateway, len(earlier) + count, BOOKED_SECONDS)
+    return {request_id: cost for request_id, cost in rows.items() if request_id not in earlier}
+
+
 @pytest.mark.row("F18")
 async def test_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gateway) -> None:
     mesh = gateway.mesh
-    before = gateway_pids(mesh)
+    before, earlier = gateway_pids(mesh), await booked(gateway)
     async with SteadyLoad.running(gateway, CALLERS, PAUSE_SECONDS) as load:
         await gateway.eventually(lambda: load.seen.whole, 30)
         done = await asyncio.to_thread(lurus, mesh, "reload", "--json")
@@ -67,9 +79,9 @@ async def test_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gat
     assert not any(psutil.pid_exists(pid) for pid in before)
     seen = load.seen
     assert seen.failures == {}
-    booked = await until_booked(gateway, len(seen.whole), BOOKED_SECONDS)
-    print(f"{len(seen.whole)} streams whole, {len(booked)} booked, steps {steps}")
-    assert booked == dict.fromkeys(seen.whole, COST)
+    charged = await newly_booked(gateway, earlier, len(seen.whole))
+    print(f"{len(seen.whole)} streams whole, {len(charged)} booked, steps {steps}")
+    assert charged == dict.fromkeys(seen.whole, COST)
     left = list((mesh.data_dir / "outbox").glob("outbox-*.db"))
     assert len(left) == len(before) or await gateway.eventually(
         lambda: len(list((mesh.data_dir / "outbox").glob("outbox-*.db"))) == len(before), BOOKED_SECONDS
@@ -79,12 +91,11 @@ async def test_a_rolling_restart_under_load_cuts_and_refuses_nobody(gateway: Gat
 @pytest.mark.row("F18", "F31")
 async def test_a_rolling_restart_without_billing_refuses_no_known_key(gateway: Gateway) -> None:
     mesh = gateway.mesh
-    before = gateway_pids(mesh)
+    before, earlier = gateway_pids(mesh), await booked(gateway)
     billing = psutil.Process(mesh.pid("billing"))
     async with SteadyLoad.running(gateway, CALLERS, PAUSE_SECONDS / 5) as load:
-        await gateway.eventually(
-            lambda: len(load.seen.whole) > CALLERS, 30
-        )  # so that each worker was lent to
+        # Each worker was lent to.
+        await gateway.eventually(lambda: len(workers_of(gateway, load)) == len(before), 30)
         billing.suspend()
         try:
             done = await asyncio.to_thread(lurus, mesh, "reload", "--json")
@@ -95,8 +106,8 @@ async def test_a_rolling_restart_without_billing_refuses_no_known_key(gateway: G
             billing.resume()
     assert not {*before} & {*gateway_pids(mesh)}
     assert load.seen.failures == {}
-    booked = await until_booked(gateway, len(load.seen.whole), BOOKED_SECONDS)
-    assert booked == dict.fromkeys(load.seen.whole, COST)
+    charged = await newly_booked(gateway, earlier, len(load.seen.whole))
+    assert charged == dict.fromkeys(load.seen.whole, COST)
 
 
 def test_a_reload_without_a_mesh_says_so(tmp_path: Path) -> None:

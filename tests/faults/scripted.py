@@ -321,8 +321,14 @@ class _Connection:
     async def write(self, data: bytes) -> None:
         if self.is_closed:
             raise ConnectionResetError("closed by the script")
-        self._writer.write(data)
-        await self._writer.drain()
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except RuntimeError as error:
+            # So says uvloop of a connection that the peer has left.
+            if "closed" not in str(error):
+                raise
+            raise ConnectionResetError("closed by the peer") from error
 
     def close(self) -> None:
         self.is_closed = True

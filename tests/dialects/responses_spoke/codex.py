@@ -1,5 +1,6 @@
 """A request as Codex sends it (wire-contract D2)."""
 
+from copy import deepcopy
 from typing import Any
 
 PATCH_TOOL: dict[str, Any] = {
@@ -30,7 +31,7 @@ def request(text: str = "say hi") -> dict[str, Any]:
     return {
         "model": "gpt-5.6-codex",
         "input": [*_history(), _message("user", "input_text", text)],
-        "tools": [_exec_tool(), PATCH_TOOL, {"type": "tool_search"}, {"type": "web_search"}, NAMESPACE],
+        "tools": _tools(),
         "tool_choice": "auto",
         "parallel_tool_calls": True,
         "reasoning": {"effort": "high", "summary": "auto"},
@@ -41,6 +42,12 @@ def request(text: str = "say hi") -> dict[str, Any]:
         "text": {"verbosity": "low"},
         "client_metadata": {"x-codex-installation-id": "b5e0"},
     }
+
+
+def _tools() -> list[dict[str, Any]]:
+    # Copies: a test that changes its request changes no other one's.
+    patch, namespace = deepcopy((PATCH_TOOL, NAMESPACE))
+    return [_exec_tool(), patch, {"type": "tool_search"}, {"type": "web_search"}, namespace]
 
 
 def _message(role: str, kind: str, *texts: str) -> dict[str, Any]:
