@@ -102,9 +102,7 @@ class Status:
 
 async def keep_asking(row: Dependency, ask: Callable[[], Awaitable[object]]) -> None:
     """Asks a dependency regularly, and notes whether it answers, until cancelled."""
-    task = asyncio.current_task()
-    # Not all drivers pass a cancellation on: what they were doing at that moment may end as if nothing was.
-    while task is None or not task.cancelling():
+    while True:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await ask()

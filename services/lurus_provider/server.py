@@ -1,8 +1,6 @@
 """Builds and serves the provider service."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from lurus.provider.v1.provider_pb2 import DESCRIPTOR
 from lurus.provider.v1.provider_pb2_grpc import add_ProviderServiceServicer_to_server
 from lurus_common.migrations import migrate
 from lurus_common.postgres import close_pool, open_pool
-from lurus_common.serving import grpc_service
+from lurus_common.serving import beside, grpc_service
 from lurus_common.settings import Settings
 from lurus_common.status import Status, keep_asking
 from lurus_provider.cache import open_cache
@@ -47,7 +45,7 @@ async def provider_server(settings: Settings) -> AsyncIterator[int]:
         store = ProviderStore(pool, known.note)
         await store.load_catalogue(*read_catalogue(CATALOGUE.read_bytes()))
         feed = Feed(pool, store, known)
-        await stack.enter_async_context(_owned(feed.run()))
+        await stack.enter_async_context(beside(feed.run(), "feed"))
         cache = None
         if settings.redis_url:
             opened = open_cache(settings.redis_url, key, await store.installation_id())
@@ -55,9 +53,9 @@ async def provider_server(settings: Settings) -> AsyncIterator[int]:
         session = await stack.enter_async_context(open_session(http_hosts))
         status = Status("provider")
         asking = keep_asking(status.add("postgresql"), lambda: pool.fetchval("SELECT 1"))
-        await stack.enter_async_context(_owned(asking))
+        await stack.enter_async_context(beside(asking, "postgresql"))
         if cache is not None:
-            await stack.enter_async_context(_owned(keep_asking(status.add("redis"), cache.ping)))
+            await stack.enter_async_context(beside(keep_asking(status.add("redis"), cache.ping), "redis"))
         current = CurrentSet(store, cache, known)
         servicer = ProviderServicer(store, current, feed, session, key, http_hosts)
 
@@ -87,15 +85,3 @@ async def _database(url: str) -> AsyncIterator[asyncpg.Pool]:
         yield pool
     finally:
         await close_pool(pool)
-
-
-@asynccontextmanager
-async def _owned(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs a loop beside the server and stops it at the end."""
-    task = asyncio.create_task(coroutine)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

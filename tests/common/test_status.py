@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 import pytest
 
@@ -53,18 +52,3 @@ def test_a_process_is_degraded_when_something_is_away_or_warns() -> None:
     nats.warning = "events wait for 40 s"
     assert process.message().mode == pb.MODE_DEGRADED
     assert process.message().dependencies[1].problem == "events wait for 40 s"
-
-
-async def test_a_driver_that_keeps_a_cancellation_to_itself_holds_up_no_stop() -> None:
-    asked = asyncio.Event()
-
-    async def ask() -> None:
-        asked.set()
-        with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(keep_asking(Status("any").add("redis"), ask))
-    await asked.wait()
-    task.cancel()
-    done, _ = await asyncio.wait([task], timeout=10)
-    assert done
