@@ -145,12 +145,15 @@ def test_who_hangs_up_is_booked_once_and_pays(chaos: Audit) -> None:
     callers = Callers([chaos.mesh.base_url], chaos.keys, 2, prefix="leaving")
     chance = random.Random(2)
     eventually(lambda: answers(chaos, min(chaos.keys)), WAIT_SECONDS)
-    instants = [
-        Wanted(chance.choice("ACR"), True, WORDS, 20, "instant", chance.random() * 0.9)
-        for _ in range(AT_ANY_INSTANT)
-    ]
-    asyncio.run(callers.burst(instants, AT_ONCE))
-    # On a busy machine some are refused while a small lease is renewed: those are made again.
+    # On a busy machine many of them leave before anything has come.
+    for _ in range(ROUNDS):
+        if len(left(callers.seen, "instant")) <= AT_ANY_INSTANT / 4:
+            instants = [
+                Wanted(chance.choice("ACR"), True, WORDS, 20, "instant", chance.random() * 0.9)
+                for _ in range(AT_ANY_INSTANT)
+            ]
+            asyncio.run(callers.burst(instants, AT_ONCE))
+    # And some are refused while a small lease is renewed: those are made again.
     for _ in range(ROUNDS):
         missing = AFTER_CONTENT - len(left(callers.seen, "content"))
         wanted = [Wanted("ACR"[number % 3], True, WORDS, 20, "content") for number in range(missing)]
@@ -164,7 +167,7 @@ def test_who_hangs_up_is_booked_once_and_pays(chaos: Audit) -> None:
     for seen in [*after_content, *at_any_instant]:
         assert marks[seen.mark] == 1
         assert rows[seen.request_id].cost_nano_usd > 0, seen
-    # Every one of the 300 that reached the provider, whether or not its client has seen anything of it.
+    # Every one of them that reached the provider, whether or not its client has seen anything of it.
     served = {call.mark for call in books.served} & {seen.mark for seen in callers.seen}
     booked = Counter(books.events[row.request_id].user_agent for row in books.booked)
     assert all(booked[mark] == 1 for mark in served)
