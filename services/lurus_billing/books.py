@@ -61,9 +61,9 @@ class Span:
         self.start, self.end = start, end
         self._micros = tuple(int(moment.timestamp() * 1e6) for moment in (start, end))
 
-    def has(self, fact: Fact) -> bool:
-        """Whether a request was finished within it."""
-        return self._micros[0] <= fact.time < self._micros[1]
+    def has(self, micros: int) -> bool:
+        """Whether a request was finished within it, by microseconds since 1970."""
+        return self._micros[0] <= micros < self._micros[1]
 
     def contains(self, other: "Span") -> bool:
         """Whether all of another one is within it."""
@@ -181,7 +181,7 @@ async def _gather(
                 first = first or message
                 event = _event(message.data)
                 # Of two with the same id the first one counts, as in the ledger.
-                if event is not None and span.has(fact_of(event)):
+                if event is not None and span.has(event.event_time.ToMicroseconds()):
                     events.setdefault(event.request_id, event)
             _require_few(events)
             pending = messages[-1].metadata.num_pending
@@ -228,7 +228,7 @@ def _facts(events: Iterable[UsageEvent], span: Span) -> dict[str, Fact]:
     def within() -> Iterator[tuple[str, Fact]]:
         for event in events:
             fact = fact_of(event)
-            if span.has(fact):
+            if span.has(fact.time):
                 yield event.request_id, fact
 
     return dict(within())

@@ -31,10 +31,10 @@ MAX_HEADER_BYTES = 32 * 1024
 # Larger ones are written piece by piece, so that others get their turn.
 MAX_BODY_AT_ONCE_BYTES = 512 * 1024
 # What is read at once. Each stream whose client does not read holds some of these, in several hands.
-PIECE_BYTES = 16 * 1024
+PIECE_BYTES = 8 * 1024
 # What the kernel takes from a provider that nobody reads, and thus the most that one read gives. By
-# itself it grows to megabytes, all of which are paid for. Enough for 1 MB a second at 100 ms.
-RECEIVE_BYTES = 96 * 1024
+# itself it grows to megabytes, all of which are paid for. Enough for 3 MB a second at 10 ms.
+RECEIVE_BYTES = 32 * 1024
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 OUR_OWN_HEADERS = frozenset({"user-agent", "accept", "accept-encoding", "content-type"})
 
