@@ -1,7 +1,7 @@
 """Writes kept figures into `docs/performance.md`: the targets, the tables, a plot.
 
     make bench BENCH="--out round.json"
-    python -m benchmarks.report --name 2026-11-23 round.json [more.json ...]
+    python -m benchmarks.report --name 2026-11-24 round.json [more.json ...]
 
 The files are those of `benchmarks.gateways --out` and the lines of `benchmarks.many_streams`. They are kept,
 put together, as `docs/performance/NAME.json`; the page shows the newest that it was given.
